@@ -1,0 +1,114 @@
+"""A dataset on disk: `dataset.json`, the rows of a snapshot, and where things lie."""
+
+import json
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.config import ObjectOptions, Splits
+from schemas.errors import GeoLinkError
+from schemas.grid import Grid
+from schemas.layout import SCHEMA_VERSION
+from schemas.sensor import Sensor
+from schemas.taxonomy import Taxonomy
+
+
+class DatasetInfo(BaseModel):
+    """`dataset.json`: what holds for every shard of a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Annotated[int, Field(description="Version of the data contract.")]
+    name: str
+    grid: Grid
+    aligned: Annotated[
+        bool,
+        Field(description="Chips lie on the grid; false: imported pairs with their own bounds."),
+    ]
+    sensor: Sensor
+    taxonomy: Taxonomy
+    drop_keys: tuple[str, ...]
+    keep_keys: tuple[str, ...]
+    objects: ObjectOptions
+    splits: Splits
+    tag_encoder: str
+    licence: str
+    attribution: tuple[str, ...]
+
+
+class SnapshotRow(NamedTuple):
+    """One row of a snapshot: a shard."""
+
+    shard: str
+    """Shard id."""
+    path: str
+    """Relative to the dataset's folder, with forward slashes."""
+    key: str
+    """Content key: hash of everything the shard depends on."""
+    checksum: str
+    """Hash of the bytes of the shard's files."""
+    split: str
+    chips: int
+    objects: int
+    edges: int
+    bytes: int
+    epsg: int
+    bounds_lonlat: list[float]
+    """west, south, east, north of the chips."""
+    scenes: list[str]
+    osm_timestamp: str
+    """Of the extract, ISO 8601; empty where it has none."""
+    pixels: list[int]
+    """Valid pixels of each band."""
+    pixel_sum: list[float]
+    pixel_sum_squares: list[float]
+    qc: dict[str, int]
+    """Counts by finding, e.g. ``object_below_minimum``."""
+
+
+def read_info(dataset: Path) -> DatasetInfo:
+    """Read `dataset.json`.
+
+    Raises GeoLinkError: no dataset there, unreadable, or made by a newer version.
+    """
+    path = dataset / "dataset.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GeoLinkError(f"{dataset} is no GeoLink dataset: it has no dataset.json") from None
+    except (OSError, ValueError) as error:
+        raise GeoLinkError(f"cannot read {path}: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise GeoLinkError(
+            f"{dataset} was made with data schema {version}, this GeoLink reads up to "
+            f"{SCHEMA_VERSION}; upgrade GeoLink"
+        )
+    try:
+        return DatasetInfo.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(p) for p in first["loc"])
+        raise GeoLinkError(f"{path} is damaged: {field}: {first['msg']}") from None
+
+
+def snapshot_path(dataset: Path, number: int) -> Path:
+    """Where snapshot `number` lies."""
+    return dataset / "snapshots" / f"{number:08d}.parquet"
+
+
+def snapshot_numbers(dataset: Path) -> list[int]:
+    """Published snapshots, ascending."""
+    files = (dataset / "snapshots").glob("*.parquet")
+    return sorted(int(f.stem) for f in files if f.stem.isdigit() and len(f.stem) == 8)
+
+
+def vocabulary_path(dataset: Path, key: str) -> Path:
+    """Parquet of every tag of a snapshot: id uint64 (sorted), key, value, objects."""
+    return dataset / "tags" / f"{key}.parquet"
+
+
+def tag_table_path(dataset: Path, key: str, encoder: str) -> Path:
+    """Embeddings [V, D] float16 of a vocabulary, rows as in its Parquet file."""
+    return dataset / "tags" / f"{key}-{encoder}.npy"

@@ -1,0 +1,99 @@
+"""Config of a pretraining run."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.config import Config
+
+
+class ModelConfig(Config):
+    """Sizes and loss weights of a model; the defaults are a small model for small chips."""
+
+    variant: Annotated[Literal["paper"], Field(description="`paper`: as published.")] = "paper"
+    image_size: Annotated[int, Field(ge=8, description="Pixels along a side.")] = 64
+    patch_size: Annotated[int, Field(ge=2, description="Pixels along a side of a patch.")] = 8
+    bands: Annotated[int, Field(ge=1, description="Image bands.")] = 3
+    embed_dim: Annotated[int, Field(ge=8, description="Width of the image encoder.")] = 192
+    depth: Annotated[int, Field(ge=1, description="Blocks of the image encoder.")] = 6
+    num_heads: Annotated[int, Field(ge=1, description="Heads of the image encoder.")] = 3
+    tag_dim: Annotated[int, Field(ge=1, description="Width of a tag's text embedding.")] = 256
+    osm_dim: Annotated[int, Field(ge=1, description="Width of the OSM encoder.")] = 128
+    fusion_dim: Annotated[int, Field(ge=4, description="Width of the fusion block.")] = 64
+    fusion_depth: Annotated[int, Field(ge=1, description="Fusion blocks.")] = 1
+    fusion_heads: Annotated[int, Field(ge=1, description="Heads of the fusion block.")] = 4
+    projection_dim: Annotated[int, Field(ge=2, description="Width of the contrast.")] = 64
+    decoder_dim: Annotated[int, Field(ge=4, description="Width of the image decoder.")] = 128
+    decoder_depth: Annotated[int, Field(ge=1, description="Blocks of the image decoder.")] = 2
+    decoder_heads: Annotated[int, Field(ge=1, description="Heads of the image decoder.")] = 4
+    mask_ratio: Annotated[float, Field(gt=0, lt=1, description="Masked patches.")] = 0.75
+    node_mask_ratio: Annotated[float, Field(ge=0, lt=1, description="Masked OSM nodes.")] = 0.2
+    max_masked_nodes: Annotated[
+        int | None, Field(ge=1, description="Most masked nodes per chip (paper: 10); none: all.")
+    ] = None
+    temperature: Annotated[float, Field(gt=0, description="Of the contrast.")] = 0.2
+    contrast_weight: Annotated[float, Field(ge=0, description="Weight of the contrast.")] = 0.01
+    consistency_weight: Annotated[
+        float, Field(ge=0, description="Weight of the masked-node consistency.")
+    ] = 0.01
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide image_size {self.image_size}"
+            )
+        for width, heads in (
+            ("embed_dim", "num_heads"), ("fusion_dim", "fusion_heads"),
+            ("decoder_dim", "decoder_heads"),
+        ):  # fmt: skip
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}"
+                )
+        return self
+
+
+class Augment(Config):
+    """What is done to a batch on the device; image and graph get the same parameters."""
+
+    flip: Annotated[bool, Field(description="Horizontal flip of half the chips.")] = True
+    jitter: Annotated[
+        float, Field(ge=0, lt=1, description="Relative change of brightness and contrast.")
+    ] = 0.1
+
+
+class TrainConfig(Config):
+    """What `geolink pretrain` needs. Relative paths are taken from the config file's folder."""
+
+    dataset: Annotated[Path, Field(description="Folder of the dataset.")]
+    snapshot: Annotated[int | None, Field(ge=1, description="Snapshot; none: the latest.")] = None
+    run: Annotated[Path, Field(description="Folder of logs and checkpoints.")]
+    split: Annotated[Literal["train", "val", "test"], Field(description="Chips learnt from.")] = (
+        "train"
+    )
+    model: Annotated[ModelConfig, Field(description="Sizes and loss weights.")] = ModelConfig()
+    augment: Annotated[Augment, Field(description="Augmentation.")] = Augment()
+    seed: Annotated[int, Field(ge=0, description="Seed of weights, order and masks.")] = 0
+    epochs: Annotated[int, Field(ge=1, description="Passes over the split.")] = 20
+    batch_size: Annotated[int, Field(ge=1, description="Chips in a batch.")] = 128
+    window_shards: Annotated[
+        int, Field(ge=1, description="Shards held in memory and shuffled together.")
+    ] = 8
+    readers: Annotated[int, Field(ge=1, description="Threads that read shards ahead.")] = 1
+    lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW weight decay.")] = 0.05
+    betas: Annotated[tuple[float, float], Field(description="AdamW betas.")] = (0.9, 0.95)
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the steps with a rising rate.")
+    ] = 0.1
+    clip: Annotated[float, Field(gt=0, description="Largest gradient norm.")] = 1.0
+    accelerator: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Field(description="Device of the run.")
+    ] = "auto"
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed", "16-mixed"], Field(description="Arithmetic.")
+    ] = "32-true"
+    log_every: Annotated[int, Field(ge=1, description="Steps between log lines.")] = 10
+    checkpoint_every: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 500
