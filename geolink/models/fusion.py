@@ -1,0 +1,86 @@
+"""The two-way block that fuses image patches and OSM nodes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameter names of `torch.nn.MultiheadAttention`.
+
+    Unlike it, a query that may see no key gets zero attention (so the output projection's bias)
+    instead of NaN.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+        """[B, Q, C], [B, K, C], [B, K, C], bool [B, K] (which keys are real) -> [B, Q, C]."""
+        q, k, v = (
+            F.linear(x, weight, bias).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            for x, weight, bias in zip(
+                (query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+            )
+        )
+        some = mask = None
+        if valid is not None:
+            some = valid.any(1)[:, None]
+            mask = (valid | ~some)[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+        attended = attended.transpose(1, 2).flatten(2)
+        if some is not None:
+            attended = attended * some[..., None]
+        projected: Tensor = self.out_proj(attended)
+        return projected
+
+
+class TwoWayBlock(nn.Module):
+    """Nodes attend to nodes, patches to nodes, nodes to patches; each added and normed.
+
+    Quirks of the published model: the patch side has no MLP, and the node side ends in
+    norm(linear(nodes)) without a residual.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.self_attn = Attention(dim, heads, dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        # "Token" in the checkpoints' names is the query side of the block: the image's tokens
+        # attend to nodes here, nodes to the image's tokens in `image_to_token`.
+        self.cross_attn_token_to_image = Attention(dim, heads, dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.cross_attn_image_to_token = Attention(dim, heads, dropout)
+        self.norm3 = nn.LayerNorm(dim)
+        self.mlp = nn.Linear(dim, dim)
+        self.norm4 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        patches: Tensor,
+        nodes: Tensor,
+        patch_position: Tensor,
+        node_position: Tensor,
+        valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Patches [B, L, C], nodes [B, K, C], their positions (same shapes; L side may broadcast),
+        bool [B, K] of real nodes -> patches, nodes. Nodes that are not real come out undefined.
+        """
+        placed = nodes + node_position
+        nodes = self.norm1(nodes + self.self_attn(placed, placed, nodes, valid))
+        query = patches + patch_position
+        key = nodes + node_position
+        patches = self.norm2(patches + self.cross_attn_token_to_image(query, key, nodes, valid))
+        key = patches + patch_position
+        query = nodes + node_position
+        nodes = self.norm3(nodes + self.cross_attn_image_to_token(query, key, patches, None))
+        return patches, self.norm4(self.mlp(nodes))

@@ -1,0 +1,81 @@
+"""Tensor operations the models share: packed segments, positions, patches, ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schemas.errors import GeoLinkError
+
+
+def segment_softmax(logit: Tensor, segment: Tensor, segments: int) -> Tensor:
+    """Softmax of float [E] within the segments given by int64 [E]; segments may be empty."""
+    largest = logit.new_full((segments,), -torch.inf)
+    largest = largest.scatter_reduce(0, segment, logit.detach(), "amax")
+    exp = (logit - largest[segment]).exp()
+    total = exp.new_zeros(segments).index_add(0, segment, exp)
+    return exp / total.index_select(0, segment)
+
+
+def weighted_rows(table: Tensor, index: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    """Sum of weighted rows per CSR segment: [R, C], int64 [E], int64 [S + 1], [E] -> [S, C].
+
+    One gather and reduction without the [E, C] intermediate.
+    """
+    return F.embedding_bag(
+        index, table, offset, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+
+
+def run_offsets(sorted_index: Tensor, runs: int) -> Tensor:
+    """CSR offsets [runs + 1] of a sorted int64 index [E] of 0..runs-1."""
+    starts = torch.arange(runs + 1, device=sorted_index.device)
+    return torch.searchsorted(sorted_index, starts)
+
+
+def rank_within(group: Tensor, priority: Tensor, groups: int) -> Tensor:
+    """Rank [M] (0 first) of each element among those of its group, by rising priority."""
+    order = torch.argsort(priority, stable=True)
+    order = order[torch.argsort(group[order], stable=True)]
+    sorted_group = group[order]
+    start = run_offsets(sorted_group, groups)[sorted_group]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - start
+    return rank
+
+
+def sincos(position: Tensor, dim: int) -> Tensor:
+    """Sin-cos embedding of 2-D positions [..., 2] (x, y in patches) -> [..., dim].
+
+    First half x, second half y; each half the sines, then the cosines, of dim / 4 frequencies
+    (Vaswani et al. 2017; MAE's order). Raises GeoLinkError if `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise GeoLinkError(
+            f"a width of {dim} cannot hold 2-D sin-cos positions: use a multiple of 4"
+        )
+    step = torch.arange(dim // 4, dtype=position.dtype, device=position.device) / (dim // 4)
+    angle = position[..., None] * 10_000.0**-step
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def grid_sincos(grid: int, dim: int) -> Tensor:
+    """Sin-cos embedding of a class token (zeros) and grid x grid patches: [1, 1 + grid², dim]."""
+    index = torch.arange(grid, dtype=torch.float64)
+    y, x = torch.meshgrid(index, index, indexing="ij")
+    patches = sincos(torch.stack([x, y], -1).flatten(0, 1), dim).float()
+    return torch.cat([torch.zeros(1, dim), patches])[None]
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """[B, C, H, W] -> [B, patches, patch_size * patch_size * C], row-major, channels last."""
+    batch, bands, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    images = images.reshape(batch, bands, rows, patch_size, columns, patch_size)
+    return images.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows of each sequence: [B, L, C], int64 [B, K] -> [B, K, C]."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))

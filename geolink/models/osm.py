@@ -1,0 +1,167 @@
+"""The OSM side: nine graph attentions between kinds, graph-mode LayerNorm, Set2Set read-out.
+
+All on the packed batch: no loop over graphs, nodes or edges, no host synchronisation.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geolink.graph import KINDS, GraphBatch
+from geolink.models.ops import run_offsets, segment_softmax, weighted_rows
+
+
+class GatParameters(nn.Module):
+    """Parameters of one single-head graph attention (Veličković et al. 2018)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(in_dim, out_dim, bias=False)
+        self.att_src = nn.Parameter(torch.empty(1, 1, out_dim))
+        self.att_dst = nn.Parameter(torch.empty(1, 1, out_dim))
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        nn.init.xavier_uniform_(self.att_src)
+        nn.init.xavier_uniform_(self.att_dst)
+
+
+class OsmLayer(nn.Module):
+    """Nine graph attentions (source kind -> target kind), mean over source kinds, ReLU.
+
+    Quirks of the published model that its weights depend on:
+    - the relation code of an edge is ignored;
+    - the mean runs over all three source kinds, also over those without an edge to the node,
+      which contribute their bias.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.convs = nn.ModuleDict(
+            {f"<{s}___to___{t}>": GatParameters(in_dim, out_dim) for s in KINDS for t in KINDS}
+        )
+
+    def forward(self, x: Tensor, masked: Tensor, mask_token: Tensor, graph: GraphBatch) -> Tensor:
+        """Features [M, in_dim], those of masked nodes (bool [M]) replaced by their kind's token
+        ([3, in_dim]) -> float32 [M, out_dim].
+
+        `x` may be without gradient: only then is the replacement cheap, since it is made after
+        the projection.
+        """
+        weight, att_src, att_dst, bias = self._stacked()
+        # Logits are linear in features, so they come out of the same product as six more columns:
+        # as source towards each target kind, as target of each source kind.
+        as_source = torch.einsum("stoi,sto->sti", weight, att_src)
+        as_target = torch.einsum("stoi,sto->tsi", weight, att_dst)
+        columns = torch.cat([weight.flatten(1, 2), as_source, as_target], 1)
+        projected = torch.cat(
+            [F.linear(x[graph.kind_slice(k)], columns[k]) for k in range(3)]
+        ).float()
+        token = torch.einsum("ki,kci->kc", mask_token, columns).float()
+        projected = torch.where(masked[:, None], rows_per_kind(token, graph), projected)
+        message, source_logit, target_logit = torch.split(projected, [3 * self.out_dim, 3, 3], 1)
+
+        # One softmax per (target node, source kind), one weighted sum per target node.
+        kind, source, target = graph.kind(), graph.edge[0], graph.edge[1]
+        outgoing = source * 3 + kind[target]
+        incoming = target * 3 + kind[source]
+        logit = source_logit.flatten().index_select(0, outgoing)
+        logit = logit + target_logit.flatten().index_select(0, incoming)
+        attention = segment_softmax(F.leaky_relu(logit, 0.2), incoming, 3 * graph.nodes)
+        offset = run_offsets(target, graph.nodes)
+        message = message.reshape(-1, self.out_dim)
+        summed = weighted_rows(message, outgoing, offset, attention)
+        return ((summed + rows_per_kind(bias.sum(0), graph)) / 3).relu()
+
+    def _stacked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights [3, 3, out, in], attention vectors and biases [3, 3, out] by (source, target)."""
+        convs = cast(list[GatParameters], list(self.convs.values()))
+        shape = (3, 3, self.out_dim)
+        return (
+            torch.stack([c.lin.weight for c in convs]).view(*shape, -1),
+            torch.stack([c.att_src for c in convs]).view(shape),
+            torch.stack([c.att_dst for c in convs]).view(shape),
+            torch.stack([c.bias for c in convs]).view(shape),
+        )
+
+
+class OsmEncoder(nn.Module):
+    """One `OsmLayer`, held as the published checkpoints name it."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([OsmLayer(in_dim, out_dim)])
+
+    def forward(self, x: Tensor, masked: Tensor, mask_token: Tensor, graph: GraphBatch) -> Tensor:
+        """See `OsmLayer.forward`."""
+        encoded: Tensor = self.convs[0](x, masked, mask_token, graph)
+        return encoded
+
+
+def rows_per_kind(values: Tensor, graph: GraphBatch) -> Tensor:
+    """One row per kind [3, C] -> one per node [M, C]."""
+    ptr = graph.kind_ptr
+    return torch.cat([values[k].expand(ptr[k + 1] - ptr[k], -1) for k in range(3)])
+
+
+class GraphLayerNorm(nn.Module):
+    """LayerNorm over all nodes and channels of what it is given, eps added to the deviation.
+
+    Quirk of the published model: given all nodes of a kind in the *minibatch*, so that a chip's
+    output depends on the other chips.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, dim] -> [n, dim], n may be 0."""
+        centred = x - x.mean()
+        # The tiny number keeps the gradient finite where all are equal.
+        deviation = (centred.square().mean() + 1e-20).sqrt()
+        return centred / (deviation + self.eps) * self.weight + self.bias
+
+
+class Set2Set(nn.Module):
+    """Parameters of one read-out (Vinyals et al. 2016), held as the checkpoints name them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(2 * dim, dim)
+
+
+def set2set(
+    readouts: nn.ModuleDict, nodes: Tensor, graph: GraphBatch, steps: int = 5
+) -> tuple[Tensor, Tensor]:
+    """Read all nodes of each (kind, chip) out: float [M, C] -> [3, B, 2C], and bool [3, B]: any?
+
+    The three kinds' LSTMs run as one batched product; a (kind, chip) is one run of the packed
+    nodes. Where it has no node the attention part is zero.
+    """
+    lstms = [dict(readouts[k].named_parameters()) for k in KINDS]
+    w_in = torch.stack([m["lstm.weight_ih_l0"].t() for m in lstms])
+    w_hidden = torch.stack([m["lstm.weight_hh_l0"].t() for m in lstms])
+    bias = torch.stack([m["lstm.bias_ih_l0"] + m["lstm.bias_hh_l0"] for m in lstms])[:, None]
+    chips, dim = graph.chips, nodes.shape[1]
+    run = graph.kind() * chips + graph.chip
+    offset = run_offsets(run, 3 * chips)
+    every = torch.arange(graph.nodes, device=nodes.device)
+
+    hidden = cell = nodes.new_zeros(3, chips, dim)
+    star = nodes.new_zeros(3, chips, 2 * dim)
+    for _ in range(steps):
+        gates = torch.baddbmm(bias, star, w_in) + torch.bmm(hidden, w_hidden)
+        i, f, g, o = gates.float().chunk(4, -1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+        query = F.embedding(run, hidden.flatten(0, 1))
+        attention = segment_softmax((nodes * query).sum(-1), run, 3 * chips)
+        read = weighted_rows(nodes, every, offset, attention).view(3, chips, dim)
+        star = torch.cat([hidden, read], -1)
+    return star, (offset.diff() > 0).view(3, chips)

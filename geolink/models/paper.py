@@ -1,0 +1,411 @@
+"""`variant: paper`: GeoLink (NeurIPS 2025, arXiv 2509.26016) as its checkpoints expect it.
+
+Parameter names and shapes are those of the published checkpoints. Behaviour of the published code
+that its weights depend on is kept, and marked "Quirk" where it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from geolink.graph import KINDS, GraphBatch
+from geolink.models.fusion import TwoWayBlock
+from geolink.models.losses import consistency_loss, contrast_loss, reconstruction_loss
+from geolink.models.ops import grid_sincos, patchify, rank_within, sincos, take, weighted_rows
+from geolink.models.osm import GraphLayerNorm, OsmEncoder, Set2Set, set2set
+from schemas.errors import GeoLinkError
+from schemas.training import ModelConfig
+
+# Share of each of a node's four anchors in its position, by kind: a point's one, a line's first
+# three (the fourth repeats the third), a polygon's four.
+_ANCHOR_SHARE = ((1.0, 0.0, 0.0, 0.0), (1 / 3, 1 / 3, 1 / 3, 0.0), (0.25, 0.25, 0.25, 0.25))
+
+
+class GeoLink(nn.Module):
+    """Image encoder, OSM encoder, fusion and the three pretraining tasks.
+
+    Args:
+        config: sizes and loss weights.
+        tag_table: float [V, tag_dim], text embedding of every tag of the vocabulary; may be set
+            later (`set_tag_table`). It is not trained and no part of the state dict.
+    """
+
+    tag_table: Tensor
+    anchor_share: Tensor
+
+    def __init__(self, config: ModelConfig, tag_table: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = c = config
+        self.grid = c.image_size // c.patch_size
+        width, fused = c.embed_dim, c.fusion_dim
+
+        self.img_encoder = VisionTransformer(
+            img_size=c.image_size, patch_size=c.patch_size, in_chans=c.bands, num_classes=0,
+            global_pool="", embed_dim=width, depth=c.depth, num_heads=c.num_heads,
+        )  # fmt: skip
+        # Quirk: checkpoints store the patch embedding twice; here it is one tensor of two names.
+        self.patch_embed = self.img_encoder.patch_embed
+        # Quirk: these three are the trained ones; the encoder's own pos_embed, cls_token and norm
+        # are never used (`image_encoder` puts these in their place).
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.img_pos_embed = _fixed(grid_sincos(self.grid, width))
+        self.img_norm = nn.LayerNorm(width)
+
+        self.osm_encoder = OsmEncoder(c.tag_dim, c.osm_dim)
+        self.osm_norm = _per_kind(lambda: GraphLayerNorm(c.osm_dim))
+        self.osm_mask_token = nn.ParameterDict(
+            {k: nn.Parameter(torch.zeros(1, c.tag_dim)) for k in KINDS}
+        )
+        self.osm_read_out = _per_kind(lambda: Set2Set(c.osm_dim))
+        self.osm_aggr_mlp = _per_kind(lambda: nn.Linear(2 * c.osm_dim, c.osm_dim))
+        # Quirk: its softmax runs over a dimension of size 1, so it weights every kind 1 and
+        # learns nothing. Held for the checkpoints only.
+        self.type_attention = nn.Linear(c.osm_dim, 1)
+
+        self.img_consistency_prj = nn.Linear(width, c.projection_dim)
+        self.osm_graph_consistency_prj = nn.Linear(c.osm_dim, c.projection_dim)
+
+        self.img_fusion_mlp = nn.Linear(width, fused)
+        self.fusion_img_pos_embed = _fixed(grid_sincos(self.grid, fused))
+        self.osm_node_fusion_mlp = _per_kind(lambda: nn.Linear(c.osm_dim, fused))
+        self.osm_cross_modal_encoder = nn.ModuleList(
+            [TwoWayBlock(fused, c.fusion_heads) for _ in range(c.fusion_depth)]
+        )
+        self.osm_node_pred = nn.Linear(fused, c.tag_dim)
+
+        self.img_decoder_mlp = nn.Linear(width, c.decoder_dim)
+        self.img_mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_dim))
+        self.rec_img_pos_embed = _fixed(grid_sincos(self.grid, c.decoder_dim))
+        self.img_cross_modal_decoder = nn.ModuleList(
+            [
+                Block(c.decoder_dim, c.decoder_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+                for _ in range(c.decoder_depth)
+            ]
+        )
+        self.img_decoder_norm = nn.LayerNorm(c.decoder_dim)
+        self.img_decoder_pred = nn.Linear(c.decoder_dim, c.patch_size**2 * c.bands)
+
+        self.register_buffer("anchor_share", torch.tensor(_ANCHOR_SHARE), persistent=False)
+        self._initialise()
+        self.set_tag_table(torch.zeros(0, c.tag_dim) if tag_table is None else tag_table)
+
+    def set_tag_table(self, table: Tensor) -> None:
+        """Set the text embeddings of the tags: float [V, tag_dim], kept as float32, not trained.
+
+        Raises GeoLinkError if its width is not the config's.
+        """
+        if table.ndim != 2 or table.shape[1] != self.config.tag_dim:
+            raise GeoLinkError(
+                f"the tag table has shape {list(table.shape)}, not [tags, {self.config.tag_dim}]: "
+                "set the model's tag_dim to the width of the dataset's tag embeddings"
+            )
+        table = table.detach().to(self.cls_token.device, torch.float32)
+        self.register_buffer("tag_table", table, persistent=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        graph: GraphBatch,
+        *,
+        mask_noise: Tensor | None = None,
+        node_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """One pretraining pass.
+
+        Args:
+            images: float [B, bands, image_size, image_size], normalised.
+            graph: the chips' OSM graphs.
+            mask_noise: float [B, L]; the patches with the least noise stay visible. Default: drawn.
+            node_mask: bool [M], nodes whose tags are hidden. Default: drawn.
+            generator: of what is drawn, on the images' device. Attention dropout (training mode)
+                uses the global generator.
+
+        Returns:
+            Scalars `total`, `reconstruction`, `contrast`, `consistency`, and parts: `prediction`
+            [B, L, patch_size² * bands], `masked` bool [B, L], `tokens` [B, 1 + visible, embed_dim]
+            (class token first, normed), `node_masked` bool [M], `region` [B, osm_dim],
+            `image_projection`, `region_projection` [B, projection_dim].
+        """
+        c = self.config
+        patches = self._patches(images, graph)
+        if mask_noise is None:
+            mask_noise = torch.rand(patches.shape[:2], device=images.device, generator=generator)
+        visible, restore, masked = mask_patches(mask_noise, c.mask_ratio)
+        tokens = self._encode_patches(patches, visible)[-1]
+        prediction = self._decode(tokens, restore)
+
+        noise = torch.rand(graph.nodes, device=images.device, generator=generator)
+        if node_mask is None:
+            node_mask = mask_nodes(graph, noise, c.node_mask_ratio)
+        features = self._node_features(graph)
+        # The graph is encoded once, masked, for both the contrast and the consistency.
+        nodes = self._encode_nodes(features, node_mask, graph)
+        region, has_region = self._read_out(nodes, graph)
+
+        # Quirk: contrast sees the mean of the visible patch tokens, without the class token.
+        image_projection = self.img_consistency_prj(tokens[:, 1:].mean(1))
+        region_projection = self.osm_graph_consistency_prj(region)
+
+        # Quirk: only masked nodes enter the fusion, and in the paper at most ten of a chip's.
+        slot, valid = node_slots(graph, node_mask, noise, c.max_masked_nodes)
+        position = take(self.fusion_img_pos_embed[:, 1:].expand(len(tokens), -1, -1), visible)
+        _, fused = self._fuse(tokens[:, 1:], position, nodes, slot, valid, graph)
+
+        target = _rows(features, slot)
+        losses = {
+            "reconstruction": reconstruction_loss(prediction, patches, masked),
+            "contrast": contrast_loss(
+                image_projection, region_projection, c.temperature, has_region
+            ),
+            "consistency": consistency_loss(self.osm_node_pred(fused), target, valid),
+        }
+        total = (
+            losses["reconstruction"]
+            + c.contrast_weight * losses["contrast"]
+            + c.consistency_weight * losses["consistency"]
+        )
+        return {
+            "total": total, **losses, "prediction": prediction, "masked": masked, "tokens": tokens,
+            "node_masked": node_mask, "region": region, "image_projection": image_projection,
+            "region_projection": region_projection,
+        }  # fmt: skip
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """All tokens of images [B, bands, H, W]: [B, 1 + L, embed_dim], normed, class first."""
+        return self._encode_patches(self._patches(images))[-1]
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """Mean of the normed patch tokens, the class token left out: [B, embed_dim].
+
+        What the contrast trains, so the image embedding to use.
+        """
+        return self.encode_image(images)[:, 1:].mean(1)
+
+    def encode_region(self, graph: GraphBatch) -> Tensor:
+        """Embedding of the chips' OSM, nothing masked: [B, osm_dim]; zero for chips without nodes.
+
+        Quirk: depends on the other chips of the batch (`GraphLayerNorm`).
+        """
+        return self._read_out(self.encode_nodes(graph), graph)[0]
+
+    def encode_nodes(self, graph: GraphBatch) -> Tensor:
+        """Embeddings of all nodes, nothing masked: float32 [M, osm_dim]."""
+        none = torch.zeros_like(graph.chip, dtype=torch.bool)
+        return self._encode_nodes(self._node_features(graph), none, graph)
+
+    def fusion_embedding(
+        self,
+        images: Tensor,
+        graph: GraphBatch,
+        layers: Sequence[int],
+        *,
+        max_nodes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor]:
+        """Feature maps for dense tasks: for each block in `layers`, [B, C, grid, grid].
+
+        Patch tokens after the block, not normed. Quirk: in the place of the last block's come
+        those of the fusion with OSM (C = fusion_dim). All nodes of a chip enter the fusion, or a
+        random `max_nodes` (published code: 50).
+        Raises GeoLinkError if a layer does not exist.
+        """
+        last = self.config.depth - 1
+        if wrong := [i for i in layers if not 0 <= i <= last]:
+            raise GeoLinkError(f"layer {wrong[0]} does not exist: the encoder has 0 to {last}")
+        *blocks, normed = self._encode_patches(self._patches(images, graph), layers=layers)
+        maps = {i: tokens[:, 1:] for i, tokens in zip(sorted(set(layers)), blocks)}
+        if last in maps:
+            nodes = self.encode_nodes(graph)
+            every = torch.ones_like(graph.chip, dtype=torch.bool)
+            noise = torch.rand(graph.nodes, device=images.device, generator=generator)
+            slot, valid = node_slots(graph, every, noise, max_nodes)
+            position = self.fusion_img_pos_embed[:, 1:]
+            maps[last], _ = self._fuse(normed[:, 1:], position, nodes, slot, valid, graph)
+        return [
+            maps[i].transpose(1, 2).reshape(len(images), -1, self.grid, self.grid) for i in layers
+        ]
+
+    def image_encoder(self) -> VisionTransformer:
+        """A copy of the image encoder that stands alone, for timm and what builds on it.
+
+        `forward_features` of it equals `encode_image`.
+        """
+        encoder = copy.deepcopy(self.img_encoder)
+        encoder.cls_token.data.copy_(self.cls_token.data)
+        encoder.pos_embed.data.copy_(self.img_pos_embed.data)
+        encoder.norm = copy.deepcopy(self.img_norm)
+        return encoder.requires_grad_(True)
+
+    def _patches(self, images: Tensor, graph: GraphBatch | None = None) -> Tensor:
+        c = self.config
+        expected = (c.bands, c.image_size, c.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise GeoLinkError(
+                f"images have shape {list(images.shape)}, the model takes "
+                f"[batch, {', '.join(map(str, expected))}]"
+            )
+        if graph is not None and graph.chips != len(images):
+            raise GeoLinkError(f"{len(images)} images came with graphs of {graph.chips} chips")
+        return patchify(images, c.patch_size)
+
+    def _encode_patches(
+        self, patches: Tensor, visible: Tensor | None = None, layers: Sequence[int] = ()
+    ) -> list[Tensor]:
+        """[..] outputs of the blocks in `layers`, rising, and the normed tokens, class first.
+
+        Embeds only the visible patches (int64 [B, K]; default all).
+        """
+        position = self.img_pos_embed[:, 1:].expand(len(patches), -1, -1)
+        if visible is not None:
+            patches, position = take(patches, visible), take(position, visible)
+        project = self.patch_embed.proj
+        weight = project.weight.permute(0, 2, 3, 1).flatten(1)  # channels last, as patchify
+        tokens = F.linear(patches, weight, project.bias) + position
+        first = (self.cls_token + self.img_pos_embed[:, :1]).expand(len(patches), -1, -1)
+        tokens = torch.cat([first, tokens], 1)
+        outputs = []
+        for i, block in enumerate(self.img_encoder.blocks):
+            tokens = block(tokens)
+            if i in layers:
+                outputs.append(tokens)
+        return [*outputs, self.img_norm(tokens)]
+
+    def _decode(self, tokens: Tensor, restore: Tensor) -> Tensor:
+        """Visible tokens -> predicted pixels of all patches [B, L, patch_size² * bands]."""
+        tokens = self.img_decoder_mlp(tokens)
+        batch, length = restore.shape
+        hidden = self.img_mask_token.expand(batch, length + 1 - tokens.shape[1], -1)
+        patches = take(torch.cat([tokens[:, 1:], hidden.to(tokens.dtype)], 1), restore)
+        tokens = torch.cat([tokens[:, :1], patches], 1) + self.rec_img_pos_embed
+        for block in self.img_cross_modal_decoder:
+            tokens = block(tokens)
+        prediction: Tensor = self.img_decoder_pred(self.img_decoder_norm(tokens)[:, 1:])
+        return prediction
+
+    def _node_features(self, graph: GraphBatch) -> Tensor:
+        """Weighted mean of each node's tag embeddings: float32 [M, tag_dim]; without tags zero."""
+        return weighted_rows(self.tag_table, graph.tag, graph.tag_offset, graph.tag_weight)
+
+    def _encode_nodes(self, features: Tensor, masked: Tensor, graph: GraphBatch) -> Tensor:
+        token = torch.cat([self.osm_mask_token[k] for k in KINDS])
+        encoded = self.osm_encoder(features, masked, token, graph)
+        return torch.cat(
+            [self.osm_norm[k](encoded[graph.kind_slice(i)]) for i, k in enumerate(KINDS)]
+        )
+
+    def _read_out(self, nodes: Tensor, graph: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Region embedding [B, osm_dim], and bool [B]: has the chip any node?
+
+        Quirk: the plain sum over kinds (see `type_attention`). A kind without nodes adds zero.
+        """
+        star, some = set2set(self.osm_read_out, nodes, graph)
+        kinds = torch.stack([self.osm_aggr_mlp[k](star[i]) for i, k in enumerate(KINDS)])
+        return torch.where(some[..., None], kinds, 0.0).sum(0), some.any(0)
+
+    def _fuse(
+        self,
+        patches: Tensor,
+        patch_position: Tensor,
+        nodes: Tensor,
+        slot: Tensor,
+        valid: Tensor,
+        graph: GraphBatch,
+    ) -> tuple[Tensor, Tensor]:
+        """Patches [B, L, embed_dim] and the nodes in the slots (`node_slots`) -> both, fused."""
+        patches = self.img_fusion_mlp(patches)
+        projected = torch.cat(
+            [self.osm_node_fusion_mlp[k](nodes[graph.kind_slice(i)]) for i, k in enumerate(KINDS)]
+        )
+        node_position = self._node_positions(_rows(graph.anchor, slot), _rows(graph.kind(), slot))
+        tokens = _rows(projected, slot)
+        for block in self.osm_cross_modal_encoder:
+            patches, tokens = block(patches, tokens, patch_position, node_position, valid)
+        return patches, tokens
+
+    def _node_positions(self, anchor: Tensor, kind: Tensor) -> Tensor:
+        """Anchors [.., 4, 2] in [0, 1] -> mean of their sin-cos embeddings [.., fusion_dim]."""
+        # Quirk: times the grid, while patches have integer positions: half a patch off.
+        embedded = sincos(anchor * self.grid, self.config.fusion_dim)
+        return (embedded * self.anchor_share[kind][..., None]).sum(-2)
+
+    def _initialise(self) -> None:
+        """Weights as MAE's: Xavier for linear layers, normal (0.02) for tokens, fixed positions."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.config.embed_dim, -1))
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        tokens = (self.cls_token, self.img_mask_token, *self.osm_mask_token.values())
+        for token in tokens:
+            nn.init.normal_(token, std=0.02)
+        for unused in (self.img_encoder.norm, self.type_attention):
+            unused.requires_grad_(False)
+        self.img_encoder.cls_token.requires_grad_(False)
+        self.img_encoder.pos_embed.requires_grad_(False)
+
+
+def mask_patches(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose patches by noise [B, L]: the `L * (1 - ratio)` with the least stay visible.
+
+    Returns their index [B, K] in order of noise, the inverse permutation [B, L] (patch ->
+    position in that order), and the mask, bool [B, L], True where hidden.
+    """
+    length = noise.shape[1]
+    order = noise.argsort(1)
+    restore = order.argsort(1)
+    kept = int(length * (1 - ratio))
+    return order[:, :kept], restore, restore >= kept
+
+
+def mask_nodes(graph: GraphBatch, noise: Tensor, ratio: float) -> Tensor:
+    """Choose `ratio` of each chip's nodes (rounded to the nearest) by noise [M]: bool [M]."""
+    nodes = torch.zeros(graph.chips, device=noise.device)
+    nodes = nodes.index_add(0, graph.chip, torch.ones_like(noise))
+    count = (nodes * ratio).round()[graph.chip]
+    return rank_within(graph.chip, noise, graph.chips) < count
+
+
+def node_slots(
+    graph: GraphBatch, selected: Tensor, noise: Tensor, capacity: int | None
+) -> tuple[Tensor, Tensor]:
+    """Lay selected nodes (bool [M]) out as dense rows, one a chip.
+
+    Returns node indices int64 [B, K] and bool [B, K], True for slots that hold a node. K is
+    `capacity`, of a chip with more those with the least noise [M]; without capacity the largest
+    count (one host synchronisation).
+    """
+    rank = rank_within(graph.chip, noise + (~selected).to(noise.dtype), graph.chips)
+    if capacity is None:
+        capacity = int(torch.where(selected, rank + 1, 0).amax()) if graph.nodes else 0
+    capacity = max(capacity, 1)
+    fits = selected & (rank < capacity)
+    # Nodes that have no slot go to one more at the end, which is cut off.
+    slot = torch.where(fits, graph.chip * capacity + rank, graph.chips * capacity)
+    index = torch.zeros(graph.chips * capacity + 1, dtype=torch.int64, device=slot.device)
+    valid = torch.zeros_like(index, dtype=torch.bool)
+    index[slot] = torch.arange(graph.nodes, device=slot.device)
+    valid[slot] = True
+    shape = (graph.chips, capacity)
+    return index[:-1].view(shape), valid[:-1].view(shape)
+
+
+def _fixed(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]`, zeros where there are no values at all (a batch without any node)."""
+    return values[index] if len(values) else values.new_zeros(*index.shape, *values.shape[1:])
+
+
+def _per_kind(make: Callable[[], nn.Module]) -> nn.ModuleDict:
+    return nn.ModuleDict({kind: make() for kind in KINDS})
