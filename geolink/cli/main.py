@@ -1,0 +1,186 @@
+"""Commands of `geolink`. A user's mistake is one sentence and exit status 2, never a traceback.
+
+Exit status: 0 done, 1 partly done (some shards failed, nothing published), 2 a mistake or bad
+input, 130 interrupted.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import GeoLinkError
+
+PARTIAL, MISTAKE, INTERRUPTED = 1, 2, 130
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="geolink-osm", prog_name="geolink")
+def cli() -> None:
+    """Turn any place on Earth into an aligned image-OpenStreetMap dataset, and train on it."""
+
+
+@cli.command()
+@click.argument("config", type=_FILE)
+@click.option("--workers", default=1, show_default=True, help="Processes that build shards.")
+@click.option("--scheduler", help="Address of a running Dask scheduler, instead of --workers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> None:
+    """Build a dataset from CONFIG (YAML), or bring it up to date.
+
+    Shards whose inputs have not changed are left alone, so it is safe to run again, to interrupt
+    and to run from cron.
+    """
+    from geolink.cli import output
+    from pipelines.build import build_dataset
+    from schemas.config import DatasetConfig
+    from schemas.load import load_config
+
+    dataset = load_config(config, DatasetConfig)
+    with output.shard_progress(quiet=as_json) as progress:
+        result = build_dataset(dataset, workers=workers, scheduler=scheduler, progress=progress)
+    output.build_summary(result, as_json=as_json)
+    if result.failed:
+        sys.exit(PARTIAL)
+
+
+@cli.command()
+@click.argument("path", type=_FILE)
+@click.option("--snapshot", type=int, help="Snapshot of a dataset; default: the latest.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def info(path: Path, snapshot: int | None, as_json: bool) -> None:
+    """Say what PATH is: a dataset, a shard, a checkpoint or a run; counts, sizes, licence."""
+    from geolink.cli import output
+    from geolink.info import describe
+
+    output.table(describe(path, snapshot), as_json=as_json)
+
+
+@cli.command()
+@click.argument("dataset", type=_FILE)
+@click.argument("picture", type=_FILE)
+@click.option("--what", type=click.Choice(["chips", "map"]), default="chips", show_default=True)
+@click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split.")
+@click.option("--count", default=6, show_default=True, help="Chips on the sheet.")
+@click.option("--seed", default=0, show_default=True, help="Which chips are drawn.")
+def show(
+    dataset: Path, picture: Path, what: str, snapshot: int | None, split: str | None, count: int,
+    seed: int,
+) -> None:  # fmt: skip
+    """Draw a contact sheet of chips of DATASET, or its shard map, to PICTURE (PNG)."""
+    from geolink.reader import open_dataset
+    from geolink.show import contact_sheet, shard_map
+
+    opened = open_dataset(dataset, snapshot)
+    if what == "map":
+        shard_map(opened, picture)
+    else:
+        contact_sheet(opened, picture, count=count, split=split, seed=seed)
+    click.echo(f"wrote {picture}")
+
+
+@cli.command()
+@click.argument("config", type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def pretrain(config: Path, as_json: bool) -> None:
+    """Pretrain an encoder from CONFIG (YAML); run again to resume an interrupted run."""
+    from geolink.cli import output
+    from geolink.training.loop import pretrain as run
+    from schemas.load import load_config
+    from schemas.training import TrainConfig
+
+    training = load_config(config, TrainConfig)
+    with output.step_progress(quiet=as_json) as progress:
+        result = run(training, progress=progress)
+    output.run_summary(result, as_json=as_json)
+
+
+@cli.command()
+@click.argument("config", type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(config: Path, as_json: bool) -> None:
+    """Evaluate a checkpoint as CONFIG (YAML) says: kNN on shard labels against baselines."""
+    from geolink.cli import output
+    from geolink.tasks.knn import evaluate as run
+    from schemas.evaluation import EvaluateConfig
+    from schemas.load import load_config
+
+    evaluation = load_config(config, EvaluateConfig)
+    result = run(evaluation)
+    if evaluation.output is not None:
+        output.write_json(evaluation.output, result)
+    output.evaluation_summary(result, as_json=as_json)
+
+
+@cli.command()
+@click.argument("folder", type=_FILE)
+@click.option("--osm", type=_FILE, help="Render scenes over this PBF, instead of the made-up town.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the world and the training.")
+@click.option("--size-km", default=20.0, show_default=True, help="Side of the made-up region.")
+@click.option("--seeds", default=3, show_default=True, help="Encoders trained and evaluated.")
+@click.option("--epochs", type=int, help="Passes over the chips; default: what fits minutes.")
+@click.option("--workers", default=2, show_default=True, help="Processes that build shards.")
+def demo(
+    folder: Path, osm: Path | None, seed: int, size_km: float, seeds: int, epochs: int | None,
+    workers: int,
+) -> None:  # fmt: skip
+    """Run the whole system offline in FOLDER: world, build, pretrain, evaluate, report page."""
+    from flows.demo import run_demo
+
+    page = run_demo(
+        folder, osm_pbf=osm, seed=seed, size_km=size_km, seeds=seeds, epochs=epochs,
+        workers=workers, say=click.echo,
+    )  # fmt: skip
+    click.echo(f"\nThe report page: {page}")
+
+
+@cli.command()
+@click.argument("what", type=click.Choice(["dataset", "train", "evaluate", "shard"]))
+@click.option("--json", "as_json", is_flag=True, help="The shard layout as JSON, not Markdown.")
+def schema(what: str, as_json: bool) -> None:
+    """Print the JSON Schema of a config, or the table of a shard's arrays."""
+    from schemas.config import DatasetConfig
+    from schemas.evaluation import EvaluateConfig
+    from schemas.layout import LAYOUT, layout_table
+    from schemas.training import TrainConfig
+
+    if what == "shard":
+        rows = [spec._asdict() for spec in LAYOUT]
+        click.echo(json.dumps(rows, indent=2) if as_json else layout_table())
+        return
+    models: dict[str, Any] = {
+        "dataset": DatasetConfig, "train": TrainConfig, "evaluate": EvaluateConfig,
+    }  # fmt: skip
+    click.echo(json.dumps(models[what].model_json_schema(), indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the console script `geolink`."""
+    try:
+        status = cli.main(args=arguments, standalone_mode=False)
+    except GeoLinkError as error:
+        click.secho(f"geolink: {error}", fg="red", err=True)
+        sys.exit(MISTAKE)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(MISTAKE)
+    except (KeyboardInterrupt, click.Abort):
+        click.secho("geolink: interrupted; run the same command again to continue", err=True)
+        sys.exit(INTERRUPTED)
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        if root in {"schemas", "pipelines", "geolink", "flows"}:
+            raise
+        extra = "train" if root in {"torch", "timm", "lightning", "tensorboard"} else "build"
+        click.secho(
+            f"geolink: this command needs {root!r}; install geolink-osm[{extra}] (or [all])",
+            fg="red", err=True,
+        )  # fmt: skip
+        sys.exit(MISTAKE)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,215 @@
+"""One shard in five steps, and a dataset as many shards and one publish."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from pipelines import catalog, snapshot, store, tags
+from pipelines.anchors import build_anchors
+from pipelines.correspondence import build_correspondence
+from pipelines.execute import run_tasks
+from pipelines.inputs import Inputs, read_inputs
+from pipelines.labels import cut_labels, densities
+from pipelines.objects import Objects, clip
+from pipelines.plan import Plan, ShardTask, make_plan
+from pipelines.relations import build_relations
+from pipelines.statistics import patch_brightness, statistics
+from schemas.config import DatasetConfig
+from schemas.dataset import DatasetInfo, SnapshotRow
+from schemas.errors import GeoLinkError
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def build_shard(task: ShardTask) -> SnapshotRow:
+    """Build and store one shard; one that is stored already under the same key is adopted.
+
+    Raises GeoLinkError if the shard cannot be written.
+    """
+    stored = store.find_shard(task.dataset, task.shard, task.key)
+    if stored is not None:
+        return _row(task, stored)
+    inputs = read_inputs(task)
+    objects = clip(
+        inputs.features, inputs.arrays["bounds"], task.info.objects, frame=inputs.frame
+    )
+    indices = build_indices(inputs, objects, task.info)
+    labels = build_labels(inputs, objects, task.info)
+    arrays: Arrays = {**inputs.arrays, **objects.arrays(), **indices, **labels}
+    counts = Counter(task.counts)
+    for part in (inputs.counts, inputs.features.counts, objects.counts):
+        counts.update(part)
+    attributes = _attributes(task, inputs, arrays, counts)
+    return _row(task, store.write_shard(task.dataset, task.shard, task.key, arrays, attributes))
+
+
+def build_indices(inputs: Inputs, objects: Objects, info: DatasetInfo) -> Arrays:
+    """Tags, relations, anchors and object-patch correspondence of a shard's objects."""
+    bounds = inputs.arrays["bounds"]
+    geometry, chip, kind = objects.geometry, objects.chip, objects.kind
+    return {
+        **tags.tag_arrays(inputs.features, objects),
+        **build_relations(geometry, chip, kind, objects.chips),
+        "object_anchor": build_anchors(geometry, kind, chip, bounds),
+        **build_correspondence(geometry, kind, chip, bounds, info.grid.patches),
+    }
+
+
+def build_labels(inputs: Inputs, objects: Objects, info: DatasetInfo) -> Arrays:
+    """Labels of pixels, patches and regions from one raster, and their spatial statistics."""
+    classes = len(info.taxonomy.classes)
+    grid = info.grid
+    labels = cut_labels(inputs.raster, *inputs.lattice, grid.size, grid.patch, classes)
+    labels = {name: array[inputs.kept] for name, array in labels.items()}
+    fraction = labels.pop("patch_fraction")
+    brightness = patch_brightness(inputs.arrays["image"], grid.patch, info.sensor.nodata)
+    moran, lee = statistics(fraction, brightness)
+    line, point = densities(
+        objects.kind, objects.osm_class, objects.size, objects.chip, inputs.arrays["bounds"], classes
+    )
+    return {**labels, "moran": moran, "lee": lee, "line_density": line, "point_density": point}
+
+
+def _attributes(
+    task: ShardTask, inputs: Inputs, arrays: Arrays, counts: Counter[str]
+) -> dict[str, object]:
+    """What a snapshot row needs beyond sizes; kept in the shard, so that it can be adopted."""
+    image = arrays["image"]
+    valid = image != task.info.sensor.nodata
+    wide = image.astype(np.float64)
+    lonlat = arrays["center_lonlat"]
+    half = np.abs(arrays["bounds"][:, 2] - arrays["bounds"][:, 0]) / 2 / 111_320.0
+    box = [0.0, 0.0, 0.0, 0.0]
+    if len(lonlat):
+        half_lon = half / np.cos(np.radians(lonlat[:, 1]))
+        box = [
+            float((lonlat[:, 0] - half_lon).min()), float((lonlat[:, 1] - half).min()),
+            float((lonlat[:, 0] + half_lon).max()), float((lonlat[:, 1] + half).max()),
+        ]  # fmt: skip
+    axes = (0, 2, 3)
+    return {
+        "epsg": int(arrays["epsg"][0]) if len(lonlat) else 0,
+        "bounds_lonlat": box,
+        "scenes": inputs.scenes,
+        "osm_timestamp": task.osm_timestamp,
+        "pixels": valid.sum(axis=axes).tolist(),
+        "pixel_sum": (wide * valid).sum(axis=axes).tolist(),
+        "pixel_sum_squares": (wide * wide * valid).sum(axis=axes).tolist(),
+        "qc": {k: int(v) for k, v in sorted(counts.items()) if v},
+    }
+
+
+def _row(task: ShardTask, stored: store.StoredShard) -> SnapshotRow:
+    a = stored.attributes
+    return SnapshotRow(
+        shard=task.shard, path=stored.path, key=task.key, checksum=stored.checksum,
+        split=task.split, chips=stored.sizes["chip"], objects=stored.sizes["object"],
+        edges=stored.sizes["edge"], bytes=stored.bytes, epsg=a["epsg"],
+        bounds_lonlat=a["bounds_lonlat"], scenes=a["scenes"], osm_timestamp=a["osm_timestamp"],
+        pixels=a["pixels"], pixel_sum=a["pixel_sum"], pixel_sum_squares=a["pixel_sum_squares"],
+        qc=a["qc"],
+    )  # fmt: skip
+
+
+@dataclass
+class BuildResult:
+    """What a build did."""
+
+    dataset: Path
+    snapshot: int | None
+    published: bool
+    built: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    rows: list[SnapshotRow] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def qc(self) -> dict[str, int]:
+        """Findings summed over shards and inputs."""
+        total = Counter(self.skipped)
+        for row in self.rows:
+            total.update(row.qc)
+        return dict(sorted(total.items()))
+
+
+Progress = Callable[[int, int, SnapshotRow | None], None]
+"""Called with shards done, shards to do, and the row just finished (None if it failed)."""
+
+
+def build_dataset(
+    config: DatasetConfig,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    within: BaseGeometry | None = None,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Plan, build what is missing, publish a snapshot. Safe to run again, to kill, to run twice.
+
+    within: rebuild only shards that meet this geometry (degrees); the others stay as they are.
+    A shard that fails is reported and the rest is built; then nothing is published, and the next
+    run needs to build only the failed ones.
+
+    Raises GeoLinkError for bad config or inputs, or a target that cannot be written.
+    """
+    started = time.time()
+    plan = make_plan(config, within=within)
+    store.prepare_dataset(config.dataset, plan.info)
+    before = {r.shard: r for r in snapshot.latest_rows(config.dataset)}
+    unchanged = [
+        before[t.shard] for t in plan.tasks
+        if t.shard in before and (before[t.shard].key, before[t.shard].split) == (t.key, t.split)
+    ]  # fmt: skip
+    known = {r.shard for r in unchanged}
+    todo = [t for t in plan.tasks if t.shard not in known]
+    result = BuildResult(config.dataset, None, False, unchanged=len(unchanged))
+    result.skipped = plan.skipped
+    done, seconds = list(unchanged), {}
+    mark = time.time()
+    for n, (task, outcome) in enumerate(
+        run_tasks(build_shard, todo, workers=workers, scheduler=scheduler), start=1
+    ):
+        seconds[task.shard], mark = time.time() - mark, time.time()
+        if isinstance(outcome, Exception):
+            result.failed[task.shard] = f"{type(outcome).__name__}: {outcome}"
+        else:
+            done.append(outcome)
+        if progress:
+            progress(n, len(todo), None if isinstance(outcome, Exception) else outcome)
+    result.built = len(todo) - len(result.failed)
+    if within is not None:
+        planned = {t.shard for t in plan.tasks}
+        done += [r for r in before.values() if r.shard not in planned]
+    result.rows = sorted(done)
+    result.removed = len(set(before) - {r.shard for r in done} - set(result.failed))
+    if not result.failed:
+        _publish(plan, config, result)
+    result.seconds = time.time() - started
+    catalog.record_build(config, plan, result, seconds, started)
+    return result
+
+
+def _publish(plan: Plan, config: DatasetConfig, result: BuildResult) -> None:
+    if not any(r.chips for r in result.rows):
+        raise GeoLinkError(
+            f"no chip is left to publish in {config.dataset}: {_shown(result.qc)}; check that "
+            "scenes cover the region, and min_valid"
+        )
+    vocabulary = tags.write_vocabulary(config.dataset, result.rows, config.tag_encoder)
+    number, published = snapshot.publish(
+        config.dataset, result.rows, vocabulary, config.tag_encoder
+    )
+    result.snapshot, result.published = number, published
+
+
+def _shown(counts: dict[str, int]) -> str:
+    return ", ".join(f"{k}: {v:,}" for k, v in counts.items()) or "no findings"

@@ -1,0 +1,158 @@
+"""The catalog of a dataset: what was considered, built and found, for questions in SQL.
+
+Only the coordinating process writes, in one short transaction at the end of a build; workers
+never open it.
+"""
+
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import shapely
+
+from schemas.catalog import CATALOG_VERSION, catalog_ddl
+from schemas.config import DatasetConfig
+from schemas.errors import GeoLinkError
+
+if TYPE_CHECKING:
+    from pipelines.build import BuildResult
+    from pipelines.plan import Plan
+
+_LOCK_WAIT_S = 30.0
+
+
+def open_catalog(dataset: Path) -> duckdb.DuckDBPyConnection:
+    """Open `catalog.duckdb` for writing, creating its tables; waits while another build has it.
+
+    Raises GeoLinkError: locked for too long, damaged, or made by a newer version.
+    """
+    path = dataset / "catalog.duckdb"
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            con = duckdb.connect(str(path))
+            break
+        except duckdb.IOException as error:
+            locked = "lock" in str(error).lower()
+            if not locked or time.monotonic() > deadline:
+                what = "another process holds it" if locked else str(error)
+                raise GeoLinkError(f"cannot write catalog {path}: {what}") from error
+            time.sleep(0.2)
+    con.execute(catalog_ddl())
+    con.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", [str(CATALOG_VERSION)])
+    row = con.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+    if row and int(row[0]) > CATALOG_VERSION:
+        con.close()
+        raise GeoLinkError(f"{path} was made by a newer GeoLink (catalog {row[0]}); upgrade")
+    return con
+
+
+def record_build(
+    config: DatasetConfig,
+    plan: "Plan",
+    result: "BuildResult",
+    seconds: dict[str, float],
+    started: float,
+) -> None:
+    """Append one build: its region, extract, scenes considered, shards, chips and findings."""
+    con = open_catalog(config.dataset)
+    with con:
+        con.execute("BEGIN")
+        row = con.execute("SELECT coalesce(max(build), 0) + 1 FROM builds").fetchone()
+        build = int(row[0]) if row else 1
+        state = "partial" if result.failed else "published" if result.published else "unchanged"
+        con.execute(
+            "INSERT INTO builds VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                build, _utc(started), _utc(time.time()), config.model_dump_json(),
+                version("geolink-osm"), result.snapshot, state,
+            ],
+        )  # fmt: skip
+        if plan.region is not None:
+            con.execute("INSERT INTO regions VALUES (?, ?)", [build, shapely.to_geojson(plan.region)])
+        _record_extract(con, plan)
+        _record_scenes(con, plan, build)
+        _record_shards(con, plan, result, seconds, build)
+        findings = [
+            {"build": build, "shard": shard, "code": code, "count": count, "message": None}
+            for shard, counts in [(None, result.skipped), *((r.shard, r.qc) for r in result.rows)]
+            for code, count in counts.items()
+        ] + [
+            {"build": build, "shard": s, "code": "shard_failed", "count": 1, "message": m}
+            for s, m in result.failed.items()
+        ]
+        _append(con, "findings", findings)
+        con.execute("COMMIT")
+
+
+def _record_extract(con: duckdb.DuckDBPyConnection, plan: "Plan") -> None:
+    if plan.extract is None:
+        return
+    e = plan.extract
+    if con.execute("SELECT 1 FROM extracts WHERE extract = ?", [e.key]).fetchone():
+        return
+    con.execute(
+        "INSERT INTO extracts VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [e.key, str(e.source), e.sha256, e.bytes, e.osm_timestamp, e.objects, str(e.parquet)],
+    )
+    con.execute(
+        "INSERT INTO tag_counts SELECT ?, key, value, objects FROM read_parquet(?)",
+        [e.key, str(e.tag_counts)],
+    )
+
+
+def _record_scenes(con: duckdb.DuckDBPyConnection, plan: "Plan", build: int) -> None:
+    rows = [
+        {
+            "build": build, "shard": shard, "scene": c.scene.id, "acquired": c.scene.datetime,
+            "cloud_cover": c.scene.cloud_cover, "chosen": c.chosen,
+            "rank": rank if c.chosen else None, "reason": c.reason,
+        }
+        for shard, choices in plan.choices.items()
+        for rank, c in enumerate(choices)
+    ]  # fmt: skip
+    _append(con, "scenes", rows)
+
+
+def _record_shards(
+    con: duckdb.DuckDBPyConnection,
+    plan: "Plan",
+    result: "BuildResult",
+    seconds: dict[str, float],
+    build: int,
+) -> None:
+    keys = {t.shard: t.key for t in plan.tasks}
+    rows: list[dict[str, Any]] = [
+        {
+            "build": build, "shard": r.shard, "content_key": r.key,
+            "state": "built" if r.shard in seconds else "unchanged", "path": r.path,
+            "checksum": r.checksum, "split": r.split, "chips": r.chips, "objects": r.objects,
+            "edges": r.edges, "bytes": r.bytes, "seconds": seconds.get(r.shard), "message": None,
+        }
+        for r in result.rows
+    ]  # fmt: skip
+    rows += [
+        {
+            "build": build, "shard": shard, "content_key": keys[shard], "state": "failed",
+            "path": None, "checksum": None, "split": None, "chips": None, "objects": None,
+            "edges": None, "bytes": None, "seconds": seconds.get(shard), "message": message,
+        }
+        for shard, message in result.failed.items()
+    ]  # fmt: skip
+    _append(con, "shards", rows)
+
+
+def _append(con: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:
+    """Append rows to a table by column name."""
+    if rows:
+        con.register("new_rows", pa.Table.from_pylist(rows))
+        con.execute(f"INSERT INTO {table} BY NAME SELECT * FROM new_rows")  # noqa: S608 - own name
+        con.unregister("new_rows")
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)

@@ -1,0 +1,179 @@
+"""What to build: config -> shards -> content keys -> difference to the latest snapshot."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+import xxhash
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+from shapely.geometry.base import BaseGeometry
+
+from pipelines.osm import Extract, block_digests, convert_extract
+from pipelines.pairs import PairShard, plan_pairs
+from pipelines.region import BlockPlan, plan_blocks, region_geometry
+from pipelines.scenes import Choice, Scene, choose, find_scenes
+from schemas.config import DatasetConfig
+from schemas.dataset import DatasetInfo
+from schemas.grid import Block, Bounds, block_bounds, to_lonlat
+from schemas.layout import SCHEMA_VERSION
+from schemas.splits import Split
+
+STAGES = {
+    "scenes": 1, "objects": 1, "tags": 1, "relations": 1, "anchors": 1, "correspondence": 1,
+    "labels": 1, "statistics": 1, "store": 1,
+}  # fmt: skip
+"""Version of each stage's output. Raise it when the bytes change: shards are then built anew."""
+
+
+@dataclass(frozen=True)
+class BlockSource:
+    """Inputs of a shard on the grid."""
+
+    block: Block
+    chips: NDArray[np.bool_]
+    scenes: tuple[Scene, ...]
+    resampling: str
+    min_valid: float
+    parquet: Path
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Everything a worker needs to build one shard: small and picklable."""
+
+    dataset: Path
+    info: DatasetInfo
+    shard: str
+    key: str
+    split: Split
+    osm_timestamp: str
+    source: BlockSource | PairShard
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a dataset, in order of shard id."""
+
+    info: DatasetInfo
+    tasks: list[ShardTask]
+    extract: Extract | None
+    choices: dict[str, list[Choice]]
+    """By shard: every scene considered, and why it was or was not chosen."""
+    region: BaseGeometry | None
+    skipped: dict[str, int]
+    """Inputs left out before any shard was planned, by reason."""
+
+
+def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> Plan:
+    """Plan a dataset, or the part of it whose shards meet `within` (degrees).
+
+    Raises GeoLinkError for anything wrong with region, scenes, extract or pairs.
+    """
+    if config.pairs is not None:
+        return _plan_pairs(config, config.pairs)
+    assert config.region and config.scenes and config.osm
+    region = region_geometry(config.region)
+    blocks = plan_blocks(region, config.grid, config.splits)
+    if within is not None:
+        blocks = [b for b in blocks if within.intersects(_footprint(config, b))]
+    sensor = config.resolved_sensor()
+    extract = convert_extract(config.osm.pbf, cache_folder(config), config.osm)
+    scenes, skipped = find_scenes(config.scenes, region.bounds, sensor)
+    info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
+    margin = margin_m(info)
+    digests = block_digests(extract, [lonlat_bounds(config, b.block, margin) for b in blocks])
+    tasks, choices = [], {}
+    for plan, digest in zip(blocks, digests, strict=True):
+        considered = choose(scenes, plan.block.epsg, block_bounds(config.grid, plan.block))
+        chosen = tuple(c.scene for c in considered if c.chosen)
+        source = BlockSource(
+            plan.block, plan.chips, chosen, config.scenes.resampling, config.min_valid,
+            extract.parquet,
+        )  # fmt: skip
+        inputs = {
+            "block": plan.block.name,
+            "chips": np.packbits(plan.chips).tobytes().hex(),
+            "scenes": [s.identity() for s in chosen],
+            "resampling": config.scenes.resampling,
+            "min_valid": config.min_valid,
+            "osm": digest,
+        }
+        counts = {"chip_near_other_split": plan.near_other_split} if plan.near_other_split else {}
+        choices[plan.block.name] = considered
+        tasks.append(
+            ShardTask(
+                config.dataset, info, plan.block.name, _content_key(info, inputs), plan.split,
+                extract.osm_timestamp, source, counts,
+            )
+        )  # fmt: skip
+    return Plan(info, tasks, extract, choices, region, {**skipped, **extract.counts})
+
+
+def _plan_pairs(config: DatasetConfig, folder: Path) -> Plan:
+    info = _info(config, ())
+    shards, skipped = plan_pairs(folder, config.grid, config.splits)
+    tasks = [
+        ShardTask(
+            config.dataset, info, s.name,
+            _content_key(info, {"pairs": list(s.digests), "min_valid": config.min_valid}),
+            s.split, "", s, {},
+        )
+        for s in shards
+    ]  # fmt: skip
+    return Plan(info, tasks, None, {}, None, skipped)
+
+
+def cache_folder(config: DatasetConfig) -> Path:
+    """Where converted extracts are kept."""
+    return config.cache or user_cache_path("geolink")
+
+
+def lonlat_bounds(config: DatasetConfig, block: Block, margin_m: float) -> Bounds:
+    """Bounds of a block in degrees, widened by a margin in metres."""
+    x0, y0, x1, y1 = block_bounds(config.grid, block)
+    west, south, east, north = to_lonlat(block.epsg).transform_bounds(
+        x0 - margin_m, y0 - margin_m, x1 + margin_m, y1 + margin_m, densify_pts=21
+    )
+    return (west, south, east, north)
+
+
+def margin_m(info: DatasetInfo) -> float:
+    """Half the widest drawn line: an object this far outside a block can still be drawn in it."""
+    widths = [w for c in info.taxonomy.classes for w in (c.width_m or 0.0, *c.widths.values())]
+    return max(widths) / 2
+
+
+def _footprint(config: DatasetConfig, plan: BlockPlan) -> BaseGeometry:
+    return shapely.box(*lonlat_bounds(config, plan.block, 0.0))
+
+
+def _info(config: DatasetConfig, licences: tuple[str, ...]) -> DatasetInfo:
+    image_licence = config.licence or "; ".join(licences) or "not stated"
+    return DatasetInfo(
+        schema_version=SCHEMA_VERSION,
+        name=config.name,
+        grid=config.grid,
+        aligned=config.pairs is None,
+        sensor=config.resolved_sensor(),
+        taxonomy=config.resolved_taxonomy(),
+        drop_keys=config.osm.drop_keys if config.osm else (),
+        keep_keys=config.osm.keep_keys if config.osm else (),
+        objects=config.objects,
+        splits=config.splits,
+        tag_encoder=config.tag_encoder,
+        licence=f"OpenStreetMap data: ODbL-1.0; images: {image_licence}",
+        attribution=("© OpenStreetMap contributors",),
+    )
+
+
+def _content_key(info: DatasetInfo, inputs: dict[str, object]) -> str:
+    """Hash of everything a shard depends on."""
+    dataset = info.model_dump(
+        mode="json", exclude={"name", "splits", "tag_encoder", "licence", "attribution"}
+    )
+    text = json.dumps({"dataset": dataset, "stages": STAGES, "inputs": inputs}, sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
