@@ -75,7 +75,9 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     """
     if config.pairs is not None:
         return _plan_pairs(config, config.pairs)
-    assert config.region and config.scenes and config.osm
+    assert config.region
+    assert config.scenes
+    assert config.osm
     region = region_geometry(config.region)
     blocks = plan_blocks(region, config.grid, config.splits)
     if within is not None:

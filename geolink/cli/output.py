@@ -1,0 +1,164 @@
+"""What commands print: progress on stderr, results on stdout, JSON where a program reads."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from schemas.errors import GeoLinkError
+
+if TYPE_CHECKING:
+    from geolink.training.loop import RunResult
+    from pipelines.build import BuildResult
+    from schemas.dataset import SnapshotRow
+
+
+def print_json(data: object) -> None:
+    """Print as indented JSON."""
+    click.echo(json.dumps(data, indent=2, default=str))
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write as indented JSON. Raises GeoLinkError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise GeoLinkError(f"cannot write {path}: {error}") from error
+
+
+def table(rows: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print names and values in two columns."""
+    if as_json:
+        print_json(rows)
+        return
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        shown = [f"{k} {human(v)}" for k, v in value.items()] if isinstance(value, dict) else None
+        text = ", ".join(shown) if shown is not None else human(value)
+        click.echo(f"{name.replace('_', ' '):<{width}}  {text}")
+
+
+def human(value: object) -> str:
+    """A value as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(human(v) for v in value)
+    return str(value)
+
+
+def size(n: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+@contextmanager
+def shard_progress(
+    *, quiet: bool
+) -> Iterator[Callable[[int, int, "SnapshotRow | None"], None] | None]:
+    """A bar of shards with rate and time left; chips and objects so far."""
+    if quiet:
+        yield None
+        return
+    with tqdm(unit="shard", desc="building", file=sys.stderr, disable=None) as bar:
+        chips = objects = 0
+
+        def update(done: int, total: int, row: "SnapshotRow | None") -> None:
+            nonlocal chips, objects
+            if row is not None:
+                chips, objects = chips + row.chips, objects + row.objects
+            bar.total = total
+            bar.set_postfix_str(f"{chips:,} chips, {objects:,} objects", refresh=False)
+            bar.update(done - bar.n)
+
+        yield update
+
+
+@contextmanager
+def step_progress(
+    *, quiet: bool
+) -> Iterator[Callable[[int, int, Mapping[str, float]], None] | None]:
+    """A bar of training steps with rate and time left; the loss and chips per second."""
+    if quiet:
+        yield None
+        return
+    with tqdm(unit="step", desc="pretraining", file=sys.stderr, disable=None) as bar:
+
+        def update(step: int, total: int, log: Mapping[str, float]) -> None:
+            bar.total = total
+            bar.set_postfix_str(
+                f"loss {log['loss']:.4f}, {log['samples_per_s']:,.0f} chips/s", refresh=False
+            )
+            bar.update(step - bar.n)
+
+        yield update
+
+
+def build_summary(result: "BuildResult", *, as_json: bool) -> None:
+    """Counts of a build, its findings, and what failed."""
+    rows = result.rows
+    split = {s: sum(r.chips for r in rows if r.split == s) for s in ("train", "val", "test")}
+    summary = {
+        "dataset": str(result.dataset),
+        "snapshot": result.snapshot,
+        "published": result.published,
+        "shards": {
+            "built": result.built, "unchanged": result.unchanged, "removed": result.removed,
+            "failed": len(result.failed),
+        },
+        "chips": sum(r.chips for r in rows),
+        "chips_by_split": split,
+        "objects": sum(r.objects for r in rows),
+        "edges": sum(r.edges for r in rows),
+        "bytes": sum(r.bytes for r in rows),
+        "seconds": round(result.seconds, 1),
+        "findings": result.qc,
+    }  # fmt: skip
+    if as_json:
+        print_json({**summary, "failed": result.failed})
+        return
+    if result.snapshot is None:
+        summary["snapshot"] = "none published: some shards failed"
+    summary["bytes"] = size(sum(r.bytes for r in rows))
+    table(summary, as_json=False)
+    for shard, message in list(result.failed.items())[:10]:
+        click.secho(f"shard {shard} failed: {message}", fg="red", err=True)
+    if result.failed:
+        click.secho(
+            f"{len(result.failed)} of {len(result.failed) + len(rows)} shards failed; run again "
+            "to build only those",
+            fg="red", err=True,
+        )  # fmt: skip
+
+
+def run_summary(result: "RunResult", *, as_json: bool) -> None:
+    """Where a run's checkpoint is, and its last losses."""
+    table(dataclasses.asdict(result), as_json=as_json)
+
+
+def evaluation_summary(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Scores with their intervals, ours first."""
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result['task']} on {result['held_out']:,} held-out chips, {result['classes']} classes"
+    )
+    for name, score in result["scores"].items():
+        low, high = score["interval"]
+        click.echo(f"  {name:<16} {score['accuracy']:6.1%}   95 % interval {low:.1%} to {high:.1%}")
