@@ -65,7 +65,9 @@ def run_demo(
             _say_scores(say, scores[-1])
     with clock.step("page"):
         datasets = {name: open_dataset(folder / name) for name in builds}
-        page = write_page(folder / "index.html", world, datasets, builds, runs, scores, clock.seconds)
+        page = write_page(
+            folder / "index.html", world, datasets, builds, runs, scores, clock.seconds
+        )
         (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     return page
 
