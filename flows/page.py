@@ -92,9 +92,8 @@ def verdict(scores: list[dict[str, Any]]) -> str:
     for name in names:
         wins = sum(s["scores"][name]["difference"][1] > 0 for s in scores)
         gain = 100 * (_mean(scores, "encoder") - _mean(scores, name))
-        parts.append(
-            f"{_NAMES[name]} by {gain:+.1f} points (interval above zero in {wins} of {len(scores)} seeds)"
-        )
+        proof = f"interval above zero in {wins} of {len(scores)} seeds"
+        parts.append(f"{_NAMES[name]} by {gain:+.1f} points ({proof})")
     return (
         f"The frozen encoder is right on {_mean(scores, 'encoder'):.1%} of {held_out:,} held-out "
         f"chips in {classes} classes. Against {'; '.join(parts)}."
@@ -187,7 +186,8 @@ def _build_row(name: str, result: BuildResult) -> dict[str, str]:
     return {
         "name": name, "shards": f"{len(rows):,}",
         "chips": f"{sum(r.chips for r in rows):,}", "objects": f"{sum(r.objects for r in rows):,}",
-        "edges": f"{sum(r.edges for r in rows):,}", "mb": f"{sum(r.bytes for r in rows) / 1e6:,.1f}",
+        "edges": f"{sum(r.edges for r in rows):,}",
+        "mb": f"{sum(r.bytes for r in rows) / 1e6:,.1f}",
         "seconds": f"{result.seconds:.1f}",
     }  # fmt: skip
 
