@@ -1,0 +1,74 @@
+"""The data-contract page of the docs, made from the contract itself.
+
+Run `python -m schemas.docs > docs/data-contract.md`; a test keeps the page true.
+"""
+
+import sys
+
+from schemas.layout import Kind, Relation, layout_table
+from schemas.taxonomy import default_taxonomy
+
+_HEAD = """# The data contract
+
+Made from the code by `python -m schemas.docs`; `geolink schema shard` prints the table.
+
+A dataset is a folder:
+
+```
+dataset.json                       schema version, name, grid, sensor, taxonomy, tag filter, licence
+shards/<shard>/<content-key>.zarr  immutable Zarr v3 groups, one a block of chips
+tags/<vocabulary-key>.parquet      every tag of a snapshot: id, key, value, objects
+tags/<vocabulary-key>-<encoder>.npy  text embeddings [V, D] float16, rows as in the vocabulary
+snapshots/00000001.parquet         one row a shard; a published state that readers pin
+catalog.duckdb                     what was considered, built and found, for questions in SQL
+```
+
+A shard's content key is a hash of everything it depends on: the same inputs give the same key and
+the same bytes, by whatever path a dataset came to be.
+
+## Places
+
+A chip is a square of `size` pixels at `gsd_m` metres in one UTM zone, aligned to easting 0,
+northing 0; its zone is that of its centre's longitude (the exceptions for Norway and Svalbard are
+not applied). Along a zone border the squares of two zones can overlap or leave slivers narrower
+than a chip. Chip-relative positions are in [0, 1], x right, y **down** from the top-left corner.
+
+## Arrays of a shard
+
+N chips, M objects, E edges. Ragged parts are CSR: part n is `offset[n] .. offset[n + 1]`. Chips are
+in raster order (north-west first), objects by (chip, kind, OSM id, part), edges by
+(chip, source, target, relation). A dimension `*_edge` is one longer than what it delimits.
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    taxonomy = default_taxonomy()
+    kinds = ", ".join(f"{k.name.lower()} {k.value}" for k in Kind)
+    relations = ", ".join(f"{r.name.lower()} {r.value}" for r in Relation)
+    classes = ["| id | class | tags |", "|---|---|---|"]
+    for n, c in enumerate(taxonomy.classes, start=1):
+        classes.append(f"| {n} | {c.name} | {', '.join(f'`{r}`' for r in c.rules)} |")
+    return "\n".join(
+        [
+            _HEAD,
+            layout_table(),
+            "",
+            f"Kinds: {kinds}.",
+            "",
+            f"Relations of source to target, exactly DE-9IM on the clipped geometries: {relations}.",
+            "Both directions are stored. Disjoint objects have no edge, but points have `near` edges",
+            "to their Delaunay neighbours.",
+            "",
+            "## Classes",
+            "",
+            "Drawn in this order, a later class over an earlier one; 0 = no OSM statement.",
+            "",
+            *classes,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
