@@ -1,15 +1,21 @@
-"""A dataset on disk: `dataset.json`, the rows of a snapshot, and where things lie."""
+"""A dataset on disk: `dataset.json`, snapshots, shards, and where things lie.
+
+Reading lives here because builders and readers share it; writing is the builders' alone.
+"""
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.config import ObjectOptions, Splits
 from schemas.errors import GeoLinkError
 from schemas.grid import Grid
-from schemas.layout import SCHEMA_VERSION
+from schemas.layout import ARRAYS, SCHEMA_VERSION
 from schemas.sensor import Sensor
 from schemas.taxonomy import Taxonomy
 
@@ -67,6 +73,17 @@ class SnapshotRow(NamedTuple):
     """Counts by finding, e.g. ``object_below_minimum``."""
 
 
+class Snapshot(NamedTuple):
+    """A published state of a dataset."""
+
+    number: int
+    rows: list[SnapshotRow]
+    """By shard id."""
+    vocabulary: str
+    """Key of the tag vocabulary (`vocabulary_path`)."""
+    tag_encoder: str
+
+
 def read_info(dataset: Path) -> DatasetInfo:
     """Read `dataset.json`.
 
@@ -112,3 +129,74 @@ def vocabulary_path(dataset: Path, key: str) -> Path:
 def tag_table_path(dataset: Path, key: str, encoder: str) -> Path:
     """Embeddings [V, D] float16 of a vocabulary, rows as in its Parquet file."""
     return dataset / "tags" / f"{key}-{encoder}.npy"
+
+
+def read_snapshot(dataset: Path, number: int | None = None) -> Snapshot:
+    """Read a snapshot; none: the latest.
+
+    Raises GeoLinkError: there is none, it is damaged, or made by a newer version.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = snapshot_numbers(dataset)
+    if not numbers:
+        raise GeoLinkError(f"{dataset} has no snapshot yet; run `geolink build` to the end")
+    if number is None:
+        number = numbers[-1]
+    if number not in numbers:
+        raise GeoLinkError(
+            f"{dataset} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}"
+        )
+    path = snapshot_path(dataset, number)
+    try:
+        table = pq.read_table(path, partitioning=None)
+        meta = json.loads(table.schema.metadata[b"geolink"])
+        if meta["schema_version"] > SCHEMA_VERSION:
+            raise GeoLinkError(
+                f"{path} was made with data schema {meta['schema_version']}, this GeoLink reads "
+                f"up to {SCHEMA_VERSION}; upgrade GeoLink"
+            )
+        records = table.select(list(SnapshotRow._fields)).to_pylist()
+        rows = [SnapshotRow(**{**r, "qc": dict(r["qc"])}) for r in records]
+        return Snapshot(number, rows, meta["vocabulary"], meta["tag_encoder"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise GeoLinkError(f"snapshot {path} is damaged: {error}") from error
+
+
+def read_arrays(
+    shard: Path, names: Iterable[str] | None = None
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays of a shard on disk (none: all of the layout), and the shard's attributes.
+
+    Every chunk's checksum is tested while it is read.
+
+    Raises GeoLinkError naming shard and array if one is missing or damaged.
+    """
+    import zarr
+
+    wanted = tuple(ARRAYS) if names is None else tuple(names)
+    try:
+        group = zarr.open_group(shard, mode="r", zarr_format=3, use_consolidated=False)
+        attributes = dict(group.attrs)
+    except Exception as error:
+        raise GeoLinkError(f"shard {shard} is missing or damaged: {_first_line(error)}") from error
+    arrays = {}
+    for name in wanted:
+        try:
+            array: Any = group[name]
+            # An absent chunk would be read as the fill value without a word.
+            absent = array.nchunks - (len(os.listdir(shard / name)) - 1)
+            if absent:
+                raise ValueError(f"{absent} of its {array.nchunks} chunks are missing")
+            arrays[name] = array[...]
+        except Exception as error:
+            raise GeoLinkError(
+                f"shard {shard}: array {name!r} is missing or damaged ({_first_line(error)}); "
+                "remove the shard's folder and build the dataset again"
+            ) from error
+    return arrays, attributes
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
