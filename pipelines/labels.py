@@ -23,22 +23,22 @@ def rasterise(
     osm_class: NDArray[np.uint8],
     width_m: NDArray[np.float32],
     bounds_utm: Bounds,
-    size_px: tuple[int, int],
+    cells: int,
 ) -> NDArray[np.uint8]:
     """Draw a frame by drawing order: a half pixel has the highest class that covers its centre.
 
     Parameters: `geometry` [F] features in metres of the frame's UTM zone, which may reach beyond
     the frame; `osm_class` [F] class ids, 0 is not drawn; `width_m` [F] drawn width of lines, 0 is
-    not drawn (polygons have none); `bounds_utm` of the frame in metres; `size_px` its rows and
-    columns of whole pixels. Points are not drawn.
+    not drawn (polygons have none); `bounds_utm` of the frame in metres, a square of `cells` half
+    pixels a side. Points are not drawn.
 
     Lines are bands of their width with flat ends and round bends, so that a way cut in two covers
     what it covered before and the expected area of a band is length times width. Centres are
     compared in frame coordinates: a chip looks the same alone and in its block.
 
-    Returns uint8 [2 * rows, 2 * columns], y down; 0 where nothing is drawn.
+    Returns uint8 [cells, cells], y down; 0 where nothing is drawn.
     """
-    raster = np.zeros((2 * size_px[0], 2 * size_px[1]), np.uint8)
+    raster = np.zeros((cells, cells), np.uint8)
     dimension = shapely.get_dimensions(geometry)
     drawn = (osm_class > 0) & ((dimension == 2) | ((dimension == 1) & (width_m > 0)))
     margin = np.where(dimension == 1, width_m / 2, 0.0)
@@ -57,7 +57,7 @@ def rasterise(
     )
     polygon, of = shapely.get_parts(area, return_index=True)
     filled = ~shapely.is_empty(polygon)
-    shapes = _geojson(polygon[filled], bounds_utm, raster.shape)
+    shapes = _geojson(polygon[filled], bounds_utm, cells)
     values = osm_class[index[of[filled]]].tolist()
     if shapes:
         rasterize(zip(shapes, values, strict=True), out=raster)
@@ -65,15 +65,15 @@ def rasterise(
 
 
 def _geojson(
-    polygon: NDArray[np.object_], bounds_utm: Bounds, shape: tuple[int, ...]
+    polygon: NDArray[np.object_], bounds_utm: Bounds, cells: int
 ) -> list[dict[str, object]]:
     """Polygons as GeoJSON in raster coordinates; from flat lists, as it is most of the cost."""
     if not len(polygon):
         return []
     _, xy, (ring, part) = shapely.to_ragged_array(polygon, include_z=False)
     x0, y0, x1, y1 = bounds_utm
-    column = (xy[:, 0] - x0) * (shape[1] / (x1 - x0))
-    row = (y1 - xy[:, 1]) * (shape[0] / (y1 - y0))
+    column = (xy[:, 0] - x0) * (cells / (x1 - x0))
+    row = (y1 - xy[:, 1]) * (cells / (y1 - y0))
     places = list(zip(column.tolist(), row.tolist(), strict=True))
     ends = ring.tolist()
     rings = [places[a:b] for a, b in pairwise(ends)]
@@ -83,7 +83,7 @@ def _geojson(
 
 def cut_labels(
     raster2x: NDArray[np.uint8], side_y: int, side_x: int, size: int, patch: int, classes: int
-) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.int32]]:
+) -> dict[str, NDArray[np.generic]]:
     """Labels of the chips of a frame, from its raster.
 
     Parameters: `raster2x` uint8 [2 * side_y * size, 2 * side_x * size] as of `rasterise`;
@@ -94,12 +94,12 @@ def cut_labels(
 
     - `label_pixel` uint8 [N, size, size]: the commonest class of the pixel's four half pixels, 0
       being one of them. Of two that hold two each (or four that hold one), the later-drawn is
-      taken in half of the pixels, by a fixed pattern over the chip, and the earlier in the others:
-      so neither area nor place of thin things is biased;
+      taken in half of the pixels, by a fixed pattern over the chip, and the earlier in the others,
+      which biases neither area nor place. Slanting bands thinner than a pixel lose some pixels all
+      the same (a sixth of them at half a pixel): their true areas are in the patches;
     - `label_patch` uint8 [N, p, p, classes]: share of the patch's half pixels, x255 rounded;
     - `label_region` float32 [N, classes]: mean of the patches' exact shares;
-
-    and the exact counts of half pixels, int32 [N, p, p, classes], of 4 * patch**2 each.
+    - `patch_fraction` float32 [N, p, p, classes]: the patches' shares themselves.
     """
     chips, p = side_y * side_x, size // patch
     pixel = np.empty((side_y * size, side_x * size), np.uint8)
@@ -117,12 +117,12 @@ def cut_labels(
     patches = patches.reshape(chips, p, p, classes)
     whole = 4 * patch * patch
     region = patches.sum(axis=(1, 2), dtype=np.int64) / (whole * p * p)
-    labels: dict[str, NDArray[np.generic]] = {
+    return {
         "label_pixel": cut.reshape(chips, size, size),
         "label_patch": ((patches * 510 + whole) // (2 * whole)).astype(np.uint8),
         "label_region": region.astype(np.float32),
+        "patch_fraction": (patches / whole).astype(np.float32),
     }
-    return labels, patches
 
 
 def _tie_pattern(size: int) -> NDArray[np.bool_]:
@@ -172,14 +172,14 @@ def densities(
     chip: NDArray[np.int64],
     bounds_utm: NDArray[np.float64],
     classes: int,
-) -> dict[str, NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """How densely lines and points of each class lie in each chip.
 
     Parameters: `kind`, `osm_class`, `size` (metres for lines) and `chip` [M] of the objects;
     `bounds_utm` [N, 4] metres of the chips; `classes` in the taxonomy.
 
-    Returns float32 [N, classes]: `line_density` in metres and `point_density` in points per
-    hectare. Objects without a class count nowhere.
+    Returns two arrays float32 [N, classes]: metres of lines per hectare, points per hectare.
+    Objects without a class count nowhere.
     """
     chips = len(bounds_utm)
     hectare = np.prod(bounds_utm[:, 2:] - bounds_utm[:, :2], axis=1) / _M2_PER_HA
@@ -191,7 +191,5 @@ def densities(
         density: NDArray[np.float32] = (total / hectare[:, None]).astype(np.float32)
         return density
 
-    return {
-        "line_density": per_hectare(kind == Kind.LINE, size),
-        "point_density": per_hectare(kind == Kind.POINT, np.ones_like(size)),
-    }
+    lines = per_hectare(kind == Kind.LINE, size)
+    return lines, per_hectare(kind == Kind.POINT, np.ones_like(size))

@@ -55,13 +55,13 @@ def _patch_sums(image: NDArray[np.unsignedinteger], patch: int) -> NDArray[np.in
 
 def statistics(
     patch_fraction: NDArray[np.float32], brightness: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Moran's I of each class's share, and Lee's L between it and the brightness.
 
     Parameters: `patch_fraction` float32 [N, py, px, class]; `brightness` float32 [N, py, px] as of
     `patch_brightness`; at least 2 patches each way.
 
-    Returns `moran` and `lee`, float32 [N, class]; 0 where a field is constant, never NaN.
+    Returns Moran's I and Lee's L, each float32 [N, class]; 0 where a field is constant, never NaN.
     """
     chips, _, _, classes = patch_fraction.shape
     moran, lee = np.zeros((2, chips, classes), np.float32)
@@ -73,7 +73,7 @@ def statistics(
         both = np.sqrt(spread * (bright * bright).sum(axis=(1, 2)))
         np.divide((share * lag).sum(axis=(1, 2)), spread, out=moran[part], where=spread > 0)
         np.divide((lag * bright_lag).sum(axis=(1, 2)), both, out=lee[part], where=both > 0)
-    return {"moran": moran, "lee": lee}
+    return moran, lee
 
 
 def _deviations(field: NDArray[np.float32]) -> NDArray[np.float64]:

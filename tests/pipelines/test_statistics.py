@@ -27,13 +27,13 @@ def test_they_are_those_of_esda(shape: tuple[int, int]) -> None:
     fraction[..., 2] = np.cumsum(rng.random(fraction.shape[:-1]), axis=1) / shape[0]
     fraction[:, 0, 0, 1], fraction[:, -1, -1, 1] = 0, 1
     brightness = (rng.random((chips, *shape)) * 3000).astype(np.float32)
-    result = statistics(fraction, brightness)
-    assert {str(a.dtype) for a in result.values()} == {"float32"}
+    morans, lees = statistics(fraction, brightness)
+    assert morans.dtype == lees.dtype == np.float32
     for n in range(chips):
         for c in range(classes):
             moran, lee = _oracle(fraction[n, ..., c].astype(float), brightness[n].astype(float))
-            assert result["moran"][n, c] == pytest.approx(moran, abs=1e-6)
-            assert result["lee"][n, c] == pytest.approx(lee, abs=1e-6)
+            assert morans[n, c] == pytest.approx(moran, abs=1e-6)
+            assert lees[n, c] == pytest.approx(lee, abs=1e-6)
 
 
 def test_hand_worked_lattices() -> None:
@@ -41,19 +41,19 @@ def test_hand_worked_lattices() -> None:
     board = np.indices((4, 4)).sum(axis=0) % 2
     corner = np.zeros((2, 2), np.float32)
     corner[0, 0] = 1
-    result = statistics(np.stack([halves, board], -1)[None].astype(np.float32), halves[None])
+    moran, _ = statistics(np.stack([halves, board], -1)[None].astype(np.float32), halves[None])
     # Halves, in units of z: the outer columns see only their own side; the inner ones three of
     # their side against two at the border, five against three inside.
     expected = (8 * 1 + 4 * (3 - 2) / 5 + 4 * (5 - 3) / 8) / 16
-    assert result["moran"][0, 0] == pytest.approx(expected)
+    assert moran[0, 0] == pytest.approx(expected)
     # A square of four: everyone's lag is minus a third of itself.
-    small = statistics(corner[None, ..., None], corner[None])
-    assert small["moran"][0, 0] == pytest.approx(-1 / 3)
-    assert small["lee"][0, 0] == pytest.approx(1 / 9)
+    small, lee = statistics(corner[None, ..., None], corner[None])
+    assert small[0, 0] == pytest.approx(-1 / 3)
+    assert lee[0, 0] == pytest.approx(1 / 9)
     # Dark where the class is: the sign turns.
-    dark = statistics(corner[None, ..., None], 100 - corner[None])
-    assert dark["lee"][0, 0] == pytest.approx(-1 / 9)
-    assert result["moran"][0, 1] < 0 < result["moran"][0, 0]
+    _, lee = statistics(corner[None, ..., None], 100 - corner[None])
+    assert lee[0, 0] == pytest.approx(-1 / 9)
+    assert moran[0, 1] < 0 < moran[0, 0]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 0.7])
@@ -61,12 +61,12 @@ def test_a_constant_field_has_statistics_of_exactly_zero(value: float) -> None:
     rng = np.random.default_rng(0)
     constant = np.full((3, 7, 5, 2), value, np.float32)
     moving = rng.random((3, 7, 5), np.float32)
-    still = statistics(constant, moving)
-    assert not still["moran"].any()
-    assert not still["lee"].any()
-    flat = statistics(np.repeat(moving[..., None], 2, axis=-1), constant[..., 0] * 1234.5)
-    assert flat["moran"].all()
-    assert not flat["lee"].any()
+    moran, lee = statistics(constant, moving)
+    assert not moran.any()
+    assert not lee.any()
+    moran, lee = statistics(np.repeat(moving[..., None], 2, axis=-1), constant[..., 0] * 1234.5)
+    assert moran.all()
+    assert not lee.any()
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,10 +79,10 @@ def test_a_chip_does_not_depend_on_the_others(seed: int, py: int, px: int, chips
     order = rng.permutation(chips)
     shuffled = statistics(fraction[order], brightness[order])
     alone = statistics(fraction[:1], brightness[:1])
-    for name, array in together.items():
-        assert np.isfinite(array).all()
-        np.testing.assert_array_equal(array[order], shuffled[name])
-        np.testing.assert_array_equal(array[:1], alone[name])
+    for field, other, one in zip(together, shuffled, alone, strict=True):
+        assert np.isfinite(field).all()
+        np.testing.assert_array_equal(field[order], other)
+        np.testing.assert_array_equal(field[:1], one)
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint8", 255), ("uint16", 0)])
