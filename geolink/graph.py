@@ -122,8 +122,9 @@ class GraphBatch:
         return data
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> GraphBatch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in values.items() if torch.is_tensor(v)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: function(v) for k, v in values.items() if torch.is_tensor(v)}
+        return replace(self, **moved)
 
 
 def csr_take(

@@ -27,8 +27,9 @@ def contrast_loss(image: Tensor, region: Tensor, temperature: float, has_region:
 
     Chips without a region (bool [B]) are neither positives nor negatives; 0 if all are without.
     """
-    logit = F.normalize(image.float(), dim=-1) @ F.normalize(region.float(), dim=-1).t()
-    logit = logit / temperature
+    image, region = F.normalize(image.float(), dim=-1), F.normalize(region.float(), dim=-1)
+    with torch.autocast(image.device.type, enabled=False):
+        logit = image @ region.t() / temperature
     # A large negative number, not -inf: rows of chips without a region must stay finite.
     both = has_region[:, None] & has_region
     logit = logit.masked_fill(~both, -1e9)

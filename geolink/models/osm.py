@@ -47,33 +47,28 @@ class OsmLayer(nn.Module):
     def forward(self, x: Tensor, masked: Tensor, mask_token: Tensor, graph: GraphBatch) -> Tensor:
         """Features [M, in_dim], those of masked nodes (bool [M]) replaced by their kind's token
         ([3, in_dim]) -> float32 [M, out_dim].
-
-        `x` may be without gradient: only then is the replacement cheap, since it is made after
-        the projection.
         """
+        x = x.masked_fill(masked[:, None], 0.0)
         weight, att_src, att_dst, bias = self._stacked()
-        # Logits are linear in features, so they come out of the same product as six more columns:
-        # as source towards each target kind, as target of each source kind.
+        # Logits are linear in features: as source towards each target kind, as target of each
+        # source kind.
         as_source = torch.einsum("stoi,sto->sti", weight, att_src)
         as_target = torch.einsum("stoi,sto->tsi", weight, att_dst)
-        columns = torch.cat([weight.flatten(1, 2), as_source, as_target], 1)
-        projected = torch.cat(
-            [F.linear(x[graph.kind_slice(k)], columns[k]) for k in range(3)]
-        ).float()
-        token = torch.einsum("ki,kci->kc", mask_token, columns).float()
-        projected = torch.where(masked[:, None], rows_per_kind(token, graph), projected)
-        message, source_logit, target_logit = torch.split(projected, [3 * self.out_dim, 3, 3], 1)
+        message = project_per_kind(x, weight.flatten(1, 2), masked, mask_token, graph)
+        logits = project_per_kind(
+            x, torch.cat([as_source, as_target], 1), masked, mask_token, graph
+        )
 
         # One softmax per (target node, source kind), one weighted sum per target node.
         kind, source, target = graph.kind(), graph.edge[0], graph.edge[1]
-        outgoing = source * 3 + kind[target]
-        incoming = target * 3 + kind[source]
-        logit = source_logit.flatten().index_select(0, outgoing)
-        logit = logit + target_logit.flatten().index_select(0, incoming)
-        attention = segment_softmax(F.leaky_relu(logit, 0.2), incoming, 3 * graph.nodes)
+        from_kind, to_kind = kind[source], kind[target]
+        logit = logits.flatten().index_select(0, source * 6 + to_kind)
+        logit = logit + logits.flatten().index_select(0, target * 6 + 3 + from_kind)
+        logit = F.leaky_relu(logit, 0.2)
+        attention = segment_softmax(logit, target * 3 + from_kind, 3 * graph.nodes)
+        message = message.view(-1, self.out_dim)
         offset = run_offsets(target, graph.nodes)
-        message = message.reshape(-1, self.out_dim)
-        summed = weighted_rows(message, outgoing, offset, attention)
+        summed = weighted_rows(message, source * 3 + to_kind, offset, attention)
         return ((summed + rows_per_kind(bias.sum(0), graph)) / 3).relu()
 
     def _stacked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,6 +94,23 @@ class OsmEncoder(nn.Module):
         """See `OsmLayer.forward`."""
         encoded: Tensor = self.convs[0](x, masked, mask_token, graph)
         return encoded
+
+
+def project_per_kind(
+    x: Tensor, weight: Tensor, masked: Tensor, mask_token: Tensor, graph: GraphBatch
+) -> Tensor:
+    """Features [M, D] times their kind's weight [3, C, D] -> float32 [M, C].
+
+    Features of masked nodes (bool [M]) must be zero: they get the product of their kind's mask
+    token [3, D], as a term of rank one, which keeps `x` out of the backward pass.
+    """
+    token = torch.einsum("kd,kcd->kc", mask_token, weight)
+    parts = []
+    for k in range(3):
+        nodes = graph.kind_slice(k)
+        is_masked = masked[nodes, None].to(x.dtype)
+        parts.append(torch.addmm(is_masked @ token[k : k + 1], x[nodes], weight[k].t()))
+    return torch.cat(parts).float()
 
 
 def rows_per_kind(values: Tensor, graph: GraphBatch) -> Tensor:
@@ -144,19 +156,22 @@ def set2set(
     The three kinds' LSTMs run as one batched product; a (kind, chip) is one run of the packed
     nodes. Where it has no node the attention part is zero.
     """
-    lstms = [dict(readouts[k].named_parameters()) for k in KINDS]
-    w_in = torch.stack([m["lstm.weight_ih_l0"].t() for m in lstms])
-    w_hidden = torch.stack([m["lstm.weight_hh_l0"].t() for m in lstms])
-    bias = torch.stack([m["lstm.bias_ih_l0"] + m["lstm.bias_hh_l0"] for m in lstms])[:, None]
     chips, dim = graph.chips, nodes.shape[1]
+    lstms = [dict(readouts[k].named_parameters()) for k in KINDS]
+    # The LSTM's hidden state is also the first half of its input: their weights add up.
+    weight = torch.stack(
+        [(m["lstm.weight_ih_l0"] + F.pad(m["lstm.weight_hh_l0"], (0, dim))).t() for m in lstms]
+    )
+    bias = torch.stack([m["lstm.bias_ih_l0"] + m["lstm.bias_hh_l0"] for m in lstms])[:, None]
     run = graph.kind() * chips + graph.chip
     offset = run_offsets(run, 3 * chips)
     every = torch.arange(graph.nodes, device=nodes.device)
 
-    hidden = cell = nodes.new_zeros(3, chips, dim)
+    cell = nodes.new_zeros(3, chips, dim)
     star = nodes.new_zeros(3, chips, 2 * dim)
-    for _ in range(steps):
-        gates = torch.baddbmm(bias, star, w_in) + torch.bmm(hidden, w_hidden)
+    for step in range(steps):
+        # The first input is zero.
+        gates = torch.baddbmm(bias, star, weight) if step else bias.expand(3, chips, -1)
         i, f, g, o = gates.float().chunk(4, -1)
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         hidden = o.sigmoid() * cell.tanh()

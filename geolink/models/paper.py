@@ -403,8 +403,11 @@ def _fixed(value: Tensor) -> nn.Parameter:
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """`values[index]`, zeros where there are no values at all (a batch without any node)."""
-    return values[index] if len(values) else values.new_zeros(*index.shape, *values.shape[1:])
+    """`values[index]`; where there are no values at all (a batch without any node), zeros."""
+    if len(values):
+        return values[index]
+    # The empty sum keeps the gradient's graph whole, so that no parameter is left without one.
+    return values.sum(0).expand(*index.shape, *values.shape[1:])
 
 
 def _per_kind(make: Callable[[], nn.Module]) -> nn.ModuleDict:
