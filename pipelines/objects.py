@@ -1,0 +1,364 @@
+"""Objects: OSM features of a block, projected, repaired, classified, and clipped to chips."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from pipelines.ragged import ranks
+from pipelines.tags import tag_id
+from schemas.config import ObjectOptions
+from schemas.errors import GeoLinkError
+from schemas.grid import Bounds, to_lonlat, to_utm
+from schemas.layout import Kind
+from schemas.taxonomy import Taxonomy
+
+Geometries = NDArray[np.object_]
+Ints = NDArray[np.int64]
+
+SLIVER_M2 = 1e-6
+"""Clipped polygons smaller than this (a square millimetre) are noise of the arithmetic."""
+SLIVER_M = 1e-3
+"""Clipped lines shorter than this (a millimetre) are noise of the arithmetic."""
+
+# Dimension of each GEOS type id: point, line, ring, polygon (collections are split before).
+_DIMENSION: NDArray[np.uint8] = np.array([0, 1, 1, 2], np.uint8)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Single-part features in metres of one UTM zone, by (OSM id, part); F features."""
+
+    geometry: Geometries
+    """[F] valid Point, LineString or Polygon, (easting, northing)."""
+    osm: Ints
+    """[F] OSM id << 2 | type; 0 where unknown."""
+    part: NDArray[np.int32]
+    """[F] number of the part within its OSM feature."""
+    kind: NDArray[np.uint8]
+    """[F] point 0, line 1, polygon 2."""
+    osm_class: NDArray[np.uint8]
+    """[F] taxonomy class, 0 = none."""
+    width_m: NDArray[np.float32]
+    """[F] drawn width of a line in metres; 0 = not drawn, or no line."""
+    tag_offset: Ints
+    """[F + 1] CSR offsets of a feature's tags."""
+    tag: NDArray[np.int32]
+    """Index into `tags`, ascending within a feature."""
+    tags: list[str]
+    """Distinct `key=value`, by tag id."""
+    counts: dict[str, int]
+    """Features changed or left out, by reason."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Features clipped to chips, by (chip, kind, OSM id, part, place); M objects."""
+
+    geometry: Geometries
+    """[M] in metres, inside its chip."""
+    chip: Ints
+    """[M] position of the chip."""
+    source: Ints
+    """[M] row of `Features`."""
+    kind: NDArray[np.uint8]
+    osm_class: NDArray[np.uint8]
+    osm: Ints
+    size: NDArray[np.float32]
+    """[M] m2 of polygons, m of lines, 0 of points."""
+    chips: int
+    counts: dict[str, int]
+    """Objects left out, by reason."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The objects' shard arrays."""
+        return {
+            "object_offset": np.searchsorted(self.chip, np.arange(self.chips + 1)).astype(np.int64),
+            "object_kind": self.kind,
+            "object_class": self.osm_class,
+            "object_osm": self.osm,
+            "object_size": self.size,
+        }
+
+
+def load_features(parquet: Path, epsg: int, bounds_utm: Bounds, taxonomy: Taxonomy) -> Features:
+    """Features of a converted extract whose bounding box meets a rectangle of a UTM zone.
+
+    One query that reads only row groups near the place, one projection of all coordinates.
+
+    Raises GeoLinkError if the converted extract is gone or damaged.
+    """
+    table = _query(parquet, to_lonlat(epsg).transform_bounds(*bounds_utm, densify_pts=21))
+    geometry = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+    texts: pa.ListArray = table["tags"].combine_chunks()
+    tag_offset = np.r_[0, np.cumsum(texts.value_lengths().to_numpy())].astype(np.int64)
+    coordinates, of = shapely.get_coordinates(geometry, return_index=True)
+    projected = np.stack(to_utm(epsg).transform(*coordinates.T), axis=1)
+    fits = np.ones(len(geometry), bool)
+    fits[of[~np.isfinite(projected).all(axis=1)]] = False
+    geometry = shapely.set_coordinates(geometry, np.where(np.isfinite(projected), projected, 0.0))
+    counts = Counter(feature_outside_projection=int((~fits).sum()))
+    osm = table["osm"].to_numpy().astype(np.int64)
+    rows = np.flatnonzero(fits)
+    return make_features(geometry, osm, tag_offset, texts.flatten(), taxonomy, rows, counts)
+
+
+def _query(parquet: Path, lonlat: Bounds) -> pa.Table:
+    """Features whose box meets a box of degrees (west > east: across 180 degrees), by OSM id."""
+    west, south, east, north = lonlat
+    columns = "xmax >= ? AND xmin <= ?" if west <= east else "(xmax >= ? OR xmin <= ?)"
+    try:
+        with duckdb.connect(config={"threads": 1}) as con:
+            return con.execute(
+                f"SELECT osm, geometry, tags FROM read_parquet(?) WHERE {columns} "  # noqa: S608
+                "AND ymax >= ? AND ymin <= ? ORDER BY osm",
+                [str(parquet), west, east, south, north],
+            ).to_arrow_table()
+    except duckdb.Error as error:
+        raise GeoLinkError(
+            f"cannot read converted extract {parquet}: {str(error).splitlines()[0]}; delete it if "
+            "it is there, and build again"
+        ) from error
+
+
+def make_features(
+    geometry: Geometries,
+    osm: Ints,
+    tag_offset: Ints,
+    texts: pa.StringArray | Sequence[str],
+    taxonomy: Taxonomy,
+    rows: Ints,
+    counts: Counter[str],
+) -> Features:
+    """Repair, split and classify the features `rows` of G whole ones.
+
+    Invalid geometries go through `make_valid` (`invalid_repaired`). Pieces of lower dimension than
+    the whole, such as the spike of a polygon, are left out (`repair_piece_dropped`).
+
+    geometry: [G] in metres. osm: [G]. tag_offset: [G + 1] into texts, `key=value`. part numbers
+    count the pieces of a row. counts: findings so far, added to.
+    """
+    whole = geometry[rows]
+    dimension = shapely.get_dimensions(whole)
+    invalid = ~shapely.is_valid(whole)
+    whole[invalid] = shapely.make_valid(whole[invalid])
+    parts, of = _split(whole)
+    kept = _dimensions(parts) == dimension[of]
+    counts["invalid_repaired"] += int(invalid.sum())
+    counts["repair_piece_dropped"] += int((~kept).sum())
+    parts, of = parts[kept], of[kept]
+    row = rows[of]
+
+    tags, tag = _distinct(texts)
+    lengths = np.diff(tag_offset)[row]
+    entries = np.repeat(tag_offset[:-1][row], lengths) + ranks(lengths)
+    # Only tags that are left, in order of tag id.
+    used, position = np.unique(tag[entries], return_inverse=True)
+    of_entry = np.repeat(np.arange(len(row)), lengths)
+    of_part = position[np.lexsort([position, of_entry])].astype(np.int32)
+    tags = [tags[i] for i in used.tolist()]
+
+    kind = _dimensions(parts)
+    osm_class, width_m = _classify(tags, of_part, of_entry, kind, taxonomy)
+    return Features(
+        geometry=parts,
+        osm=osm[row],
+        part=ranks(np.bincount(of, minlength=len(rows)).astype(np.int64)).astype(np.int32),
+        kind=kind,
+        osm_class=osm_class,
+        width_m=width_m,
+        tag_offset=np.r_[0, np.cumsum(lengths)].astype(np.int64),
+        tag=of_part,
+        tags=tags,
+        counts={k: n for k, n in counts.items() if n},
+    )
+
+
+def _split(geometry: Geometries) -> tuple[Geometries, Ints]:
+    """Simple, non-empty parts of geometries, and the position each comes from, ascending."""
+    parts, of = shapely.get_parts(geometry, return_index=True)
+    while (shapely.get_type_id(parts) > 3).any():  # a collection may hold multiparts
+        parts, inner = shapely.get_parts(parts, return_index=True)
+        of = of[inner]
+    full = ~shapely.is_empty(parts)
+    return parts[full], of[full]
+
+
+def _dimensions(parts: Geometries) -> NDArray[np.uint8]:
+    """Dimension of simple geometries, which is their `Kind`."""
+    dimension: NDArray[np.uint8] = _DIMENSION[shapely.get_type_id(parts)]
+    return dimension
+
+
+def _distinct(texts: pa.StringArray | Sequence[str]) -> tuple[list[str], Ints]:
+    """Distinct texts by tag id, and the position of every text among them."""
+    coded = pa.array(texts, pa.string()).dictionary_encode()
+    tags = coded.dictionary.to_pylist()
+    order = np.argsort(tag_id(tags), kind="stable")
+    position = np.empty(len(tags), np.int64)
+    position[order] = np.arange(len(tags))
+    return [tags[i] for i in order.tolist()], position[coded.indices.to_numpy()]
+
+
+class _Rules(NamedTuple):
+    """What each distinct tag means: class of polygons and points, class and width of lines."""
+
+    any_class: NDArray[np.uint8]
+    line_class: NDArray[np.uint8]
+    line_width: NDArray[np.float32]
+
+
+def _rules(tags: Sequence[str], taxonomy: Taxonomy) -> _Rules:
+    by_rule = {
+        rule: (number, c.widths.get(rule, c.width_m) or 0.0)
+        for number, c in enumerate(taxonomy.classes, start=1)
+        for rule in c.rules
+    }
+    n = len(tags)
+    found = _Rules(np.zeros(n, np.uint8), np.zeros(n, np.uint8), np.zeros(n, np.float32))
+    for i, tag in enumerate(tags):
+        key, _, value = tag.partition("=")
+        rules = [tag] if value == "no" else [f"{key}=*", tag]
+        matches = [by_rule[rule] for rule in rules if rule in by_rule]
+        found.any_class[i] = max((number for number, _ in matches), default=0)
+        # The line class of the two that is drawn last, with the width of its own rule.
+        found.line_class[i], found.line_width[i] = max((m for m in matches if m[1]), default=(0, 0))
+    return found
+
+
+def _classify(
+    tags: Sequence[str],
+    tag: NDArray[np.int32],
+    of_entry: Ints,
+    kind: NDArray[np.uint8],
+    taxonomy: Taxonomy,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Class and drawn width (m) of features from their tags.
+
+    Every rule of a class takes polygons and points; lines are taken by rules with a width only (an
+    area class that has none takes no lines). `key=*` stands for any value but `no`. Where several
+    rules hold, the class drawn last, which has the highest number, wins; where several rules of
+    that class give a width, the widest.
+    """
+    rules = _rules(tags, taxonomy)
+    line = kind[of_entry] == Kind.LINE
+    candidate = np.where(line, rules.line_class[tag], rules.any_class[tag])
+    osm_class = np.zeros(len(kind), np.uint8)
+    np.maximum.at(osm_class, of_entry, candidate)
+    winner = line & (candidate == osm_class[of_entry])
+    width_m = np.zeros(len(kind), np.float32)
+    np.maximum.at(width_m, of_entry, np.where(winner, rules.line_width[tag], np.float32(0)))
+    return osm_class, width_m
+
+
+def clip(
+    features: Features,
+    bounds_utm: NDArray[np.float64],
+    options: ObjectOptions,
+    *,
+    frame: Ints | None = None,
+) -> Objects:
+    """Cut features to chips, all chips of a shard at once.
+
+    A feature inside a chip is left as it is; one that crosses its border is intersected with the
+    chip's closed square and split into parts. (Overlay splits a line where it crosses itself, so a
+    self-crossing line that leaves its chip becomes several objects.) A point belongs to the chip
+    with x_min <= x < x_max and y_min < y <= y_max: the top-left border is the chip's own. With
+    `frame` a chip has no neighbours, and all four borders are its own.
+
+    Left out and counted: pieces of lower dimension than the feature, where it only touches the chip
+    (`touch_only`); pieces below a millimetre (`object_sliver`); objects below the minimum sizes
+    (`object_below_minimum`); what exceeds the cap per chip (`object_over_cap`), of which the
+    largest are kept: polygons by share of the chip's area, lines by share of its perimeter.
+
+    bounds_utm: [N, 4] metres. frame: [F] the only chip each feature may belong to.
+    """
+    counts: Counter[str] = Counter()
+    chip, source = _candidates(features, bounds_utm, frame)
+    geometry, chip, source = _cut(features, bounds_utm, chip, source, counts)
+    kind = features.kind[source]
+    measure = np.where(kind == Kind.POLYGON, shapely.area(geometry), shapely.length(geometry))
+    least = np.array([-1.0, SLIVER_M, SLIVER_M2])[kind]
+    width, height = (bounds_utm[:, 2:] - bounds_utm[:, :2]).T
+    whole = np.where(kind == Kind.POLYGON, (width * height)[chip], 2 * (width + height)[chip])
+    fraction = np.array([-1.0, options.min_line_fraction, options.min_polygon_fraction])[kind]
+    sliver = measure < least
+    small = ~sliver & (measure < fraction * whole)
+    counts["object_sliver"] += int(sliver.sum())
+    counts["object_below_minimum"] += int(small.sum())
+
+    box = shapely.bounds(geometry)
+    order = np.lexsort([*box.T[::-1], features.part[source], features.osm[source], kind, chip])
+    order = order[~(sliver | small)[order]]
+    if options.max_per_chip is not None:
+        order, over = _largest(order, chip, measure / whole, options.max_per_chip)
+        counts["object_over_cap"] += over
+    source = source[order]
+    return Objects(
+        geometry=geometry[order],
+        chip=chip[order],
+        source=source,
+        kind=kind[order],
+        osm_class=features.osm_class[source],
+        osm=features.osm[source],
+        size=measure[order].astype(np.float32),
+        chips=len(bounds_utm),
+        counts={k: n for k, n in counts.items() if n},
+    )
+
+
+def _candidates(
+    features: Features, bounds_utm: NDArray[np.float64], frame: Ints | None
+) -> tuple[Ints, Ints]:
+    """Pairs (chip, feature) whose bounding boxes meet; points by the half-open rule."""
+    if frame is not None:
+        chip, source = frame, np.arange(len(frame))
+    else:
+        chip, source = shapely.STRtree(features.geometry).query(shapely.box(*bounds_utm.T))
+    box, square = shapely.bounds(features.geometry)[source], bounds_utm[chip]
+    x, y = box[:, 0], box[:, 1]
+    owned = (square[:, 0] <= x) & (x < square[:, 2]) & (square[:, 1] < y) & (y <= square[:, 3])
+    meets = (box[:, :2] <= square[:, 2:]).all(axis=1) & (box[:, 2:] >= square[:, :2]).all(axis=1)
+    halves = (features.kind[source] == Kind.POINT) & (frame is None)
+    keep = np.where(halves, owned, meets)
+    return chip[keep], source[keep]
+
+
+def _cut(
+    features: Features,
+    bounds_utm: NDArray[np.float64],
+    chip: Ints,
+    source: Ints,
+    counts: Counter[str],
+) -> tuple[Geometries, Ints, Ints]:
+    """Intersect the pairs that cross a border; geometry, chip and source of every piece."""
+    geometry = features.geometry[source]
+    box, square = shapely.bounds(geometry), bounds_utm[chip]
+    inside = (box[:, :2] >= square[:, :2]).all(axis=1) & (box[:, 2:] <= square[:, 2:]).all(axis=1)
+    crossing = np.flatnonzero(~inside)
+    cut = shapely.intersection(geometry[crossing], shapely.box(*bounds_utm.T)[chip[crossing]])
+    multi = shapely.get_type_id(cut) == 5
+    # Overlay also cuts a line where it touches the border from inside.
+    cut[multi] = shapely.line_merge(cut[multi])
+    parts, of = _split(cut)
+    of = crossing[of]
+    kept = _dimensions(parts) == features.kind[source[of]]
+    counts["touch_only"] += len(np.setdiff1d(of[~kept], of[kept]))
+    pair = np.r_[np.flatnonzero(inside), of[kept]]
+    return np.r_[geometry[inside], parts[kept]], chip[pair], source[pair]
+
+
+def _largest(order: Ints, chip: Ints, share: NDArray[np.float64], most: int) -> tuple[Ints, int]:
+    """The part of `order` that holds the `most` largest of each chip, and how many it leaves."""
+    by_size = np.lexsort([-share[order], chip[order]])
+    per_chip = np.bincount(chip[order], minlength=1).astype(np.int64)
+    kept = np.zeros(len(order), bool)
+    kept[by_size] = ranks(per_chip) < most
+    return order[kept], int((~kept).sum())
