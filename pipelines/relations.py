@@ -38,6 +38,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipelines.ragged import ranks, run_starts
+from pipelines.segments import check_kinds
 from schemas.layout import Kind, Relation
 
 _INVERSE = np.array(
@@ -71,7 +72,10 @@ def build_relations(
     Returns `edge_offset` int64 [chips + 1], `edge` int32 [E, 2] (source, target: positions within
     the chip's objects) and `relation` uint8 [E], ordered by (chip, source, target, relation).
     Both directions of every pair are there, as inverse relations; every object has a self edge.
+
+    Raises ValueError where an object is not a single part of its kind.
     """
+    check_kinds(geometry, kind)
     own = np.arange(len(geometry))
     a, b = _candidates(geometry, chip)
     a, b, code = _classify(geometry, kind, a, b)
