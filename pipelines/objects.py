@@ -28,6 +28,8 @@ SLIVER_M2 = 1e-6
 SLIVER_M = 1e-3
 """Clipped lines shorter than this (a millimetre) are noise of the arithmetic."""
 
+_MANY_VERTICES = 256
+
 # Dimension of each GEOS type id: point, line, ring, polygon (collections are split before).
 _DIMENSION: NDArray[np.uint8] = np.array([0, 1, 1, 2], np.uint8)
 
@@ -343,7 +345,18 @@ def _cut(
     box, square = shapely.bounds(geometry), bounds_utm[chip]
     inside = (box[:, :2] >= square[:, :2]).all(axis=1) & (box[:, 2:] <= square[:, 2:]).all(axis=1)
     crossing = np.flatnonzero(~inside)
-    cut = shapely.intersection(geometry[crossing], shapely.box(*bounds_utm.T)[chip[crossing]])
+    squares = shapely.box(*bounds_utm.T)[chip[crossing]]
+    # A coast or a forest has its border in few of the chips that its bounding box meets; an index
+    # of its segments finds the others (outside it, or wholly covered) at once.
+    many = shapely.get_num_coordinates(geometry[crossing]) > _MANY_VERTICES
+    shapely.prepare(geometry[crossing[many]])
+    meets = np.ones(len(crossing), bool)
+    meets[many] = shapely.intersects(geometry[crossing[many]], squares[many])
+    covered = np.zeros(len(crossing), bool)
+    covered[many] = shapely.contains_properly(geometry[crossing[many]], squares[many])
+    cut = np.where(covered, squares, shapely.Point())
+    edge = meets & ~covered
+    cut[edge] = shapely.intersection(geometry[crossing[edge]], squares[edge])
     multi = shapely.get_type_id(cut) == 5
     # Overlay also cuts a line where it touches the border from inside.
     cut[multi] = shapely.line_merge(cut[multi])

@@ -1,10 +1,11 @@
 """OSM extracts: PBF -> QuackOSM -> one GeoParquet file, converted once and kept by content.
 
 Which features there are is QuackOSM's rule: every tagged node is a point; a tagged way is a line,
-or a polygon if it is closed and its tags mean an area (its `osm_way_polygon_features` table;
-`area=yes` and `area=no` decide where given); relations of type multipolygon and boundary become
-(multi)polygons when all their member ways are in the extract. Other relations (routes, turn
-restrictions, ...) have no geometry of their own and are counted, as are incomplete ones.
+or a polygon if it is closed and its tags mean an area (its `osm_way_polygon_features` table, but
+roundabouts stay lines; `area=yes` and `area=no` decide where given); relations of type multipolygon
+and boundary become (multi)polygons when all their member ways are in the extract. Other relations
+(routes, turn restrictions, ...) have no geometry of their own and are counted, as are incomplete
+ones and ways whose nodes all lie in one place.
 """
 
 import difflib
@@ -33,7 +34,7 @@ from schemas.config import OsmSource
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 """Raise it when the converted file changes for the same input."""
 
 _PBF_MAGIC = b"\n\x09OSMHeader"
@@ -43,11 +44,17 @@ _WORD = 2**64
 # A process of its own: QuackOSM spawns workers, which a caller's script or a Dask worker (a daemon)
 # may not be able to, and it leaves half a gigabyte of modules behind.
 _QUACKOSM = """
-import sys
+import json, sys
+from importlib.resources import files
 from quackosm import convert_pbf_to_parquet
+text = files("quackosm").joinpath("osm_way_polygon_features.json").read_text(encoding="utf-8")
+areas = json.loads(text)
+areas["all"].remove("junction")
+areas["denylist"]["junction"] = ["circular", "roundabout"]
 convert_pbf_to_parquet(
     sys.argv[1], tags_filter=None, keep_all_tags=True, explode_tags=False, sort_result=False,
     ignore_metadata_tags=False, ignore_cache=True, verbosity_mode="silent",
+    osm_way_polygon_features_config=areas,
     result_file_path=sys.argv[2], working_directory=sys.argv[3],
 )
 """
@@ -319,6 +326,9 @@ def _write_features(pbf: Path, source: OsmSource, survey: _Survey, work: Path) -
             "osm_way_incomplete": survey.ways - returned["way"],
             "osm_relation_incomplete": survey.areas - returned["relation"],
             "osm_relation_without_geometry": survey.relations,
+            "osm_way_without_length": _delete(
+                con, "osm & 3 = 2 AND ST_GeometryType(geometry) = 'POINT'"
+            ),
             "osm_filtered": _delete(con, "len(tags) = 0"),
             # No rectangle of degrees holds it; OSM splits areas at 180 degrees, so these are few.
             "osm_spans_antimeridian": _delete(con, "xmax - xmin > 180"),
