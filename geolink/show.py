@@ -40,7 +40,8 @@ def rgb(image: NDArray[Any], info: DatasetInfo) -> NDArray[np.float32]:
     if len(valid) == 0:
         return np.zeros_like(picture)
     low, high = np.percentile(valid, (1, 99))
-    return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
+    stretched: NDArray[np.float32] = np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
+    return stretched
 
 
 def class_colors(info: DatasetInfo) -> NDArray[np.float32]:
@@ -178,8 +179,10 @@ def _draw_objects(axis: Axes, chip: Arrays, info: DatasetInfo, side: int) -> Non
     centre = _centres(chip) * side
     for kind, marker, size in ((Kind.POLYGON, "s", 7), (Kind.LINE, "D", 5), (Kind.POINT, "o", 7)):
         rows = chip["object_kind"] == kind
+        x, y = centre[rows].T
         axis.scatter(
-            *centre[rows].T,
+            x,
+            y,
             s=size,
             c=colors[rows],
             marker=marker,
@@ -196,9 +199,10 @@ def _draw_relations(axis: Axes, chip: Arrays, side: int) -> None:
     position = np.zeros(len(Relation), int)
     position[list(RELATION_COLORS)] = np.arange(len(RELATION_COLORS))
     axis.add_collection(
-        LineCollection(centre[edge], colors=colors[position[relation]], linewidths=0.6, alpha=0.8)  # type: ignore[arg-type]
+        LineCollection(centre[edge], colors=colors[position[relation]], linewidths=0.6, alpha=0.8)
     )
-    axis.scatter(*centre.T, s=2, c="white")
+    x, y = centre.T
+    axis.scatter(x, y, s=2, c="white")
     axis.set_xlabel(f"{len(edge) // 2} related pairs", fontsize=6, loc="left", labelpad=2)
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from schemas.config import DatasetConfig
 from schemas.dataset import DatasetInfo, SnapshotRow
 from schemas.errors import GeoLinkError
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 
 def build_shard(task: ShardTask) -> SnapshotRow:
@@ -36,9 +37,7 @@ def build_shard(task: ShardTask) -> SnapshotRow:
     if stored is not None:
         return _row(task, stored)
     inputs = read_inputs(task)
-    objects = clip(
-        inputs.features, inputs.arrays["bounds"], task.info.objects, frame=inputs.frame
-    )
+    objects = clip(inputs.features, inputs.arrays["bounds"], task.info.objects, frame=inputs.frame)
     indices = build_indices(inputs, objects, task.info)
     labels = build_labels(inputs, objects, task.info)
     arrays: Arrays = {**inputs.arrays, **objects.arrays(), **indices, **labels}
@@ -71,7 +70,12 @@ def build_labels(inputs: Inputs, objects: Objects, info: DatasetInfo) -> Arrays:
     brightness = patch_brightness(inputs.arrays["image"], grid.patch, info.sensor.nodata)
     moran, lee = statistics(fraction, brightness)
     line, point = densities(
-        objects.kind, objects.osm_class, objects.size, objects.chip, inputs.arrays["bounds"], classes
+        objects.kind,
+        objects.osm_class,
+        objects.size,
+        objects.chip,
+        inputs.arrays["bounds"],
+        classes,
     )
     return {**labels, "moran": moran, "lee": lee, "line_density": line, "point_density": point}
 
