@@ -1,0 +1,382 @@
+"""Reading one band of a raster file onto a pixel grid.
+
+`GridReader` is the reader that `stackstac` is given (its `reader=` parameter). The one it ships
+warps every file, takes files of a single band only, and opens a file once per band. This one
+copies pixels where the file lies on the grid, and lets GDAL resample only where it does not.
+"""
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.transform import Affine, array_bounds
+from rasterio.warp import reproject, transform_bounds
+from rasterio.windows import Window, from_bounds
+from rasterio.windows import transform as window_transform
+
+_HTTP = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MAX_RETRY": 5,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+    "GDAL_HTTP_CONNECTTIMEOUT": 20,
+    "GDAL_HTTP_TIMEOUT": 120,
+    "VSI_CACHE": True,
+}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One band of one file, and where the file lies."""
+
+    href: str
+    """Path or URL."""
+    index: int
+    """1-based band within the file."""
+    epsg: int | None
+    transform: tuple[float, ...] | None
+    """Six coefficients a, b, c, d, e, f of pixel to map coordinates."""
+    shape: tuple[int, int] | None
+    """Rows, columns."""
+
+    @property
+    def key(self) -> str:
+        """Name of the band within a load; what `GridReader` gets as its URL."""
+        return f"{self.href}#{self.index}"
+
+
+class PixelGrid(NamedTuple):
+    """A north-up grid of square pixels."""
+
+    epsg: int
+    transform: Affine
+    height: int
+    width: int
+
+    @property
+    def gsd_m(self) -> float:
+        """Pixel size in metres."""
+        return float(self.transform.a)
+
+
+def is_remote(href: str) -> bool:
+    """Whether a file is reached over a network."""
+    return urlsplit(href).scheme not in ("", "file") and "://" in href
+
+
+def local_path(href: str) -> Path:
+    """Path of a local href (`file://` or plain)."""
+    return Path(unquote(urlsplit(href).path)) if href.startswith("file://") else Path(href)
+
+
+def gdal_env(href: str) -> rasterio.Env:
+    """GDAL's settings for a file: retries and few requests where it is remote."""
+    return rasterio.Env(**_HTTP) if is_remote(href) else rasterio.Env()
+
+
+def open_raster(href: str) -> Any:
+    """Open a file for reading. Raises rasterio.errors.RasterioIOError."""
+    return rasterio.open(href if is_remote(href) else local_path(href), sharing=False)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex; read once per process for the same size and time."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class OpenFiles:
+    """Datasets opened during one load, one per thread and file, closed together.
+
+    Bands of one file share a dataset, so pixel-interleaved files are decoded once.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[int, str], Any] = {}
+
+    def get(self, href: str) -> Any:
+        """The dataset of a file for the calling thread."""
+        key = (threading.get_ident(), href)
+        if key not in self._open:
+            self._open[key] = open_raster(href)
+        return self._open[key]
+
+    def close(self) -> None:
+        """Close every dataset."""
+        for dataset in self._open.values():
+            dataset.close()
+        self._open.clear()
+
+
+class GridReader:
+    """stackstac's Reader protocol: reads windows of a grid from one asset.
+
+    `assets` maps keys to assets, `data_bands` are the band numbers that hold data even if a file
+    calls one of them alpha (NAIP's infrared band is often tagged so), `counts` takes findings.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        spec: Any,
+        resampling: Resampling,
+        dtype: np.dtype[Any],
+        fill_value: int,
+        assets: Mapping[str, Asset],
+        data_bands: frozenset[int],
+        files: OpenFiles,
+        counts: Counter[str],
+        **_: Any,
+    ) -> None:
+        self.asset = assets[url]
+        self.spec = spec
+        self.resampling = resampling
+        self.dtype = np.dtype(dtype)
+        self.nodata = int(fill_value)
+        self.data_bands = data_bands
+        self.files = files
+        self.counts = counts
+
+    def read(self, window: Window, **_: Any) -> NDArray[Any]:
+        """Pixels [y, x] of a window of the grid."""
+        transform = window_transform(window, self.spec.transform)
+        grid = PixelGrid(self.spec.epsg, transform, int(window.height), int(window.width))
+        with gdal_env(self.asset.href):
+            source = Source.of(self.files.get(self.asset.href), self.asset, self.data_bands)
+            # Whole numbers above 8 bit use 0 for nothing; in 8-bit images 0 is also plain black.
+            if source.nodata is None and self.dtype != np.uint8:
+                source = replace(source, nodata=self.nodata)
+            data, missing = read_grid(source, grid, self.resampling, self.nodata)
+        stored, clipped = to_storage(data, missing, self.dtype, self.nodata)
+        if clipped:
+            self.counts["pixel_out_of_range"] += clipped
+        return stored
+
+    def close(self) -> None:
+        """Nothing: the load closes its files."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open band with what is needed to place it."""
+
+    dataset: Any
+    index: int
+    crs: Any
+    transform: Affine
+    nodata: float | None
+    masked: bool
+    """The file has a mask or alpha band."""
+
+    @classmethod
+    def of(cls, dataset: Any, asset: Asset, data_bands: frozenset[int]) -> "Source":
+        """Place and mask of an asset; the file's own word about its place goes first."""
+        crs, transform = dataset.crs, dataset.transform
+        if crs is None and asset.epsg is not None:
+            crs = rasterio.CRS.from_epsg(asset.epsg)
+        if transform.is_identity and asset.transform is not None:
+            transform = Affine(*asset.transform)
+        flags = dataset.mask_flag_enums[asset.index - 1]
+        alpha = [i for i, c in enumerate(dataset.colorinterp, 1) if c == ColorInterp.alpha]
+        masked = MaskFlags.per_dataset in flags and not data_bands.intersection(alpha)
+        return cls(dataset, asset.index, crs, transform, dataset.nodata, masked)
+
+
+def read_grid(
+    source: Source, grid: PixelGrid, resampling: Resampling, fill: int
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """A band on a grid, in the file's type, and where it has no data (None: nowhere).
+
+    Pixels are copied where the file lies on the grid, repeated or interpolated where its pixels
+    are whole multiples of the grid's, and warped (GDAL) everywhere else. Pixels outside the file
+    are without data. The datum of a file is changed by PROJ's default transformation.
+    """
+    placed = _placement(source, grid)
+    if placed is None:
+        return _warp(source, grid, resampling, fill)
+    zoom, col, row = placed
+    rows, cols = source.dataset.shape
+    y0, y1 = max(0, row), min(grid.height, row + rows * zoom)
+    x0, x1 = max(0, col), min(grid.width, col + cols * zoom)
+    data = np.empty((grid.height, grid.width), source.dataset.dtypes[source.index - 1])
+    missing = np.ones(data.shape, bool)
+    if y0 >= y1 or x0 >= x1:
+        data.fill(0)
+        return data, missing
+    fy, fx = (y0 - row) // zoom, (x0 - col) // zoom
+    window = Window(fx, fy, -(-(x1 - col) // zoom) - fx, -(-(y1 - row) // zoom) - fy)
+    native = source.dataset.read(source.index, window=window)
+    empty = _empty(source, native, window)
+    inner = (
+        slice(y0 - row - fy * zoom, y1 - row - fy * zoom),
+        slice(x0 - col - fx * zoom, x1 - col - fx * zoom),
+    )
+    if zoom == 1:
+        part = native
+    elif resampling == Resampling.nearest:
+        part = _repeat(native, zoom)[inner]
+    elif resampling == Resampling.bilinear and (empty is None or not empty.any()):
+        exact = Window((x0 - col) / zoom, (y0 - row) / zoom, (x1 - x0) / zoom, (y1 - y0) / zoom)
+        shape = (y1 - y0, x1 - x0)
+        part = source.dataset.read(
+            source.index, window=exact, out_shape=shape, resampling=resampling
+        )
+    else:
+        return _warp(source, grid, resampling, fill)
+    whole = part.shape == data.shape
+    if empty is None and whole:
+        return part, None
+    if empty is not None:
+        empty = _repeat(empty, zoom)[inner]
+    if whole:
+        return part, empty
+    data.fill(0)
+    data[y0:y1, x0:x1] = part
+    missing[y0:y1, x0:x1] = False if empty is None else empty
+    return data, missing
+
+
+def _repeat(array: NDArray[Any], zoom: int) -> NDArray[Any]:
+    return array if zoom == 1 else array.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def _placement(source: Source, grid: PixelGrid) -> tuple[int, int, int] | None:
+    """(grid pixels along a side of a file pixel, column, row of the file's corner on the grid).
+
+    None unless the file is in the grid's CRS and its pixels' edges are edges of the grid's.
+    """
+    t, g, gsd = source.transform, grid.transform, grid.gsd_m
+    if source.crs.to_epsg() != grid.epsg or t.b or t.d or t.a <= 0 or t.e >= 0:
+        return None
+    zoom, col, row = t.a / gsd, (t.c - g.c) / gsd, (g.f - t.f) / gsd
+    rows, cols = source.dataset.shape
+    # Rounded figures in metadata are forgiven up to a thousandth of a pixel over the whole file.
+    drift = max(abs(zoom - round(zoom)) * cols, abs(-t.e / gsd - round(zoom)) * rows)
+    if round(zoom) < 1 or max(drift, abs(col - round(col)), abs(row - round(row))) > 1e-3:
+        return None
+    return round(zoom), round(col), round(row)
+
+
+def _empty(source: Source, native: NDArray[Any], window: Window) -> NDArray[np.bool_] | None:
+    """Pixels of a native read without data; None: the file cannot say so."""
+    empty: NDArray[np.bool_] | None = None
+    if source.nodata is not None:
+        nan = np.isnan(source.nodata)
+        empty = np.isnan(native) if nan else native == native.dtype.type(source.nodata)
+    if source.masked:
+        mask = source.dataset.read_masks(source.index, window=window) == 0
+        empty = mask if empty is None else empty | mask
+    return empty
+
+
+def _warp(
+    source: Source, grid: PixelGrid, resampling: Resampling, fill: int
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """A band resampled onto a grid by GDAL's warper."""
+    dtype = np.dtype(source.dataset.dtypes[source.index - 1])
+    target = {
+        "dst_transform": grid.transform,
+        "dst_crs": rasterio.CRS.from_epsg(grid.epsg),
+        "resampling": resampling,
+    }
+    if source.masked:
+        return _warp_masked(source, grid, target)
+    nodata = fill if source.nodata is None else source.nodata
+    data = np.full((grid.height, grid.width), nodata).astype(dtype)
+    reproject(
+        rasterio.band(source.dataset, source.index),
+        data,
+        src_crs=source.crs,
+        src_transform=source.transform,
+        src_nodata=source.nodata,
+        dst_nodata=nodata,
+        init_dest_nodata=False,
+        **target,
+    )
+    if source.nodata is None:
+        return data, None
+    return data, np.isnan(data) if np.isnan(nodata) else data == dtype.type(nodata)
+
+
+def _warp_masked(
+    source: Source, grid: PixelGrid, target: Mapping[str, Any]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The same for a file with a mask, which is warped along with the pixels as alpha."""
+    dataset = source.dataset
+    dtype = np.dtype(dataset.dtypes[source.index - 1])
+    out = np.zeros((2, grid.height, grid.width), dtype)
+    bounds = transform_bounds(
+        rasterio.CRS.from_epsg(grid.epsg),
+        source.crs,
+        *array_bounds(grid.height, grid.width, grid.transform),
+    )
+    near = from_bounds(*bounds, source.transform).round_offsets().round_lengths("ceil")
+    # A margin of source pixels, for the kernel.
+    y0, x0 = max(0, near.row_off - 4), max(0, near.col_off - 4)
+    y1 = min(dataset.height, near.row_off + near.height + 5)
+    x1 = min(dataset.width, near.col_off + near.width + 5)
+    if y0 < y1 and x0 < x1:
+        window = Window(x0, y0, x1 - x0, y1 - y0)
+        native = dataset.read(source.index, window=window)
+        empty = _empty(source, native, window)
+        full = np.iinfo(dtype).max if dtype.kind in "iu" else 1
+        alpha = np.full(native.shape, full, dtype)
+        alpha[empty] = 0
+        reproject(
+            np.stack([native, alpha]),
+            out,
+            src_crs=source.crs,
+            src_transform=window_transform(window, source.transform),
+            src_alpha=2,
+            **target,
+        )
+    return out[0], out[1] == 0
+
+
+def to_storage(
+    data: NDArray[Any], missing: NDArray[np.bool_] | None, dtype: np.dtype[Any], nodata: int
+) -> tuple[NDArray[Any], int]:
+    """Pixels in the storage type with `nodata` where missing, and how many had to be clipped.
+
+    Not-a-number is missing; fractions are rounded; a value that would land on `nodata` by being
+    rounded or clipped is kept off it by one.
+    """
+    if data.dtype == dtype:
+        if missing is not None:
+            data[missing] = nodata
+        return data, 0
+    if data.dtype.kind == "f":
+        nan = np.isnan(data)
+        missing = nan if missing is None else missing | nan
+    limits = np.iinfo(dtype)
+    rounded = np.rint(data) if data.dtype.kind == "f" else data
+    if np.can_cast(data.dtype, dtype):
+        stored, clipped = data.astype(dtype), np.zeros((), bool)
+    else:
+        clipped = (rounded < limits.min) | (rounded > limits.max)
+        # Not-a-number is overwritten below; zero keeps the cast defined.
+        held = np.clip(np.nan_to_num(rounded), limits.min, limits.max)
+        stored = held.astype(dtype)
+        moved = (stored == nodata) & (data != nodata)
+        stored[moved] = nodata - 1 if nodata == limits.max else nodata + 1
+    if missing is not None:
+        stored[missing] = nodata
+        clipped = clipped & ~missing
+    return stored, int(clipped.sum())
