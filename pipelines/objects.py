@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipelines.ragged import ranks
-from pipelines.tags import tag_id
+from pipelines.tags import by_id
 from schemas.config import ObjectOptions
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds, to_lonlat, to_utm
@@ -203,7 +203,7 @@ def _distinct(texts: pa.StringArray | Sequence[str]) -> tuple[list[str], Ints]:
     """Distinct texts by tag id, and the position of every text among them."""
     coded = pa.array(texts, pa.string()).dictionary_encode()
     tags = coded.dictionary.to_pylist()
-    order = np.argsort(tag_id(tags), kind="stable")
+    order, _ = by_id(tags)
     position = np.empty(len(tags), np.int64)
     position[order] = np.arange(len(tags))
     return [tags[i] for i in order.tolist()], position[coded.indices.to_numpy()]
