@@ -343,6 +343,10 @@ def _unwrapped(geometry: BaseGeometry) -> BaseGeometry:
     bounds = shapely.bounds(parts)
     jumps = bounds[:, 2] - bounds[:, 0] > 180
     parts[jumps] = shapely.transform(parts[jumps], _past_180)
+    bounds = shapely.bounds(parts)
+    if len(parts) and bounds[:, 2].max() - bounds[:, 0].min() > 180:
+        west = shapely.get_x(shapely.centroid(parts)) < 0
+        parts[west] = shapely.transform(parts[west], lambda lonlat: lonlat + np.array([360.0, 0.0]))
     return shapely.make_valid(shapely.union_all(shapely.make_valid(parts)))
 
 
