@@ -11,9 +11,9 @@ from torch import Tensor
 from geolink.graph import KINDS, GraphBatch, normalise_tag_weight, pack
 from geolink.models import GeoLink, ModelConfig
 from geolink.models.losses import consistency_loss, contrast_loss, reconstruction_loss
+from geolink.models.masking import mask_nodes, mask_patches, node_slots
 from geolink.models.ops import patchify, rank_within, segment_softmax, sincos
 from geolink.models.osm import set2set
-from geolink.models.paper import mask_nodes, mask_patches, node_slots
 from schemas.errors import GeoLinkError
 
 CONFIG = ModelConfig(

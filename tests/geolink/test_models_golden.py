@@ -10,9 +10,9 @@ from torch import Tensor
 from geolink.graph import KINDS, GraphBatch
 from geolink.models import GeoLink, ModelConfig, load_published
 from geolink.models.losses import contrast_loss, reconstruction_loss
+from geolink.models.masking import mask_patches
 from geolink.models.ops import patchify
 from geolink.models.osm import set2set
-from geolink.models.paper import mask_patches
 
 CONFIG = ModelConfig(
     image_size=224, patch_size=16, embed_dim=64, depth=4, num_heads=4, tag_dim=512, osm_dim=32,
