@@ -318,8 +318,8 @@ def _write_features(pbf: Path, source: OsmSource, survey: _Survey, work: Path) -
             _FEATURES,
             {
                 "all": all_features,
-                "drop": _any_glob(source.drop_keys),
-                "keep": _any_glob(source.keep_keys or ("*",)),
+                "drop": any_glob(source.drop_keys),
+                "keep": any_glob(source.keep_keys or ("*",)),
             },
         )
         counts = {
@@ -360,7 +360,7 @@ def _check_keys(
     ).fetchall()
     names = sorted(k for (k,) in keys)
     for pattern in source.keep_keys:
-        if not any(map(re.compile(_any_glob((pattern,))).fullmatch, names)):
+        if not any(map(re.compile(any_glob((pattern,))).fullmatch, names)):
             near = difflib.get_close_matches(pattern, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise GeoLinkError(f"keep_keys: no feature of {pbf} has a key {pattern!r}{hint}")
@@ -380,6 +380,6 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, path: Path, about: str) ->
     )
 
 
-def _any_glob(patterns: Sequence[str]) -> str:
+def any_glob(patterns: Sequence[str]) -> str:
     """Regular expression for any of some patterns, in which `*` stands for any text."""
     return "|".join(f"(?:{re.escape(p).replace(re.escape('*'), '.*')})" for p in patterns) or "a^"
