@@ -1,0 +1,261 @@
+"""Checkpoints: a folder that is there whole or not at all.
+
+    <run>/step-000123/
+        model.safetensors       parameters by name, float32
+        optimizer.safetensors   `<what>/<parameter>`, e.g. `exp_avg/cls_token`
+        config.json             `CheckpointMeta`: what the model is and what it learnt from
+        trainer.json            where the run stands, to go on exactly from there
+
+Nothing in them is executed when they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from geolink.models.paper import GeoLink
+from schemas.errors import GeoLinkError
+from schemas.training import TrainConfig
+
+MODEL, OPTIMIZER, META, TRAINER = (
+    "model.safetensors", "optimizer.safetensors", "config.json", "trainer.json",
+)  # fmt: skip
+KEPT = 2
+"""Checkpoints of a run that are kept; the last one is the final one."""
+
+
+class CheckpointMeta(BaseModel):
+    """`config.json` of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    geolink: Annotated[str, Field(description="Version that wrote it.")]
+    revision: Annotated[str | None, Field(description="Git revision of the code, if any.")]
+    step: Annotated[int, Field(ge=0, description="Steps done.")]
+    steps: Annotated[int, Field(ge=1, description="Steps of the whole run.")]
+    dataset: Annotated[str, Field(description="Name of the dataset.")]
+    snapshot: Annotated[int, Field(ge=1, description="Snapshot of the dataset.")]
+    tag_encoder: Annotated[str, Field(description="Text encoder of the tags.")]
+    bands: Annotated[tuple[str, ...], Field(description="Names of the bands.")]
+    nodata: Annotated[int, Field(description="Stored value of pixels without data.")]
+    mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
+    std: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
+    config: TrainConfig
+
+
+def code_version() -> tuple[str, str | None]:
+    """GeoLink's version, and the git revision (`-dirty` if changed) if it runs from a checkout."""
+    try:
+        release = version("geolink-osm")
+    except PackageNotFoundError:
+        release = "unknown"
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return release, None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return release, None
+    return release, done.stdout.strip() or None
+
+
+def save_checkpoint(
+    run: Path,
+    model: nn.Module,
+    optimizer: Mapping[str, Tensor],
+    meta: CheckpointMeta,
+    trainer: Mapping[str, Any],
+) -> Path:
+    """Write `<run>/step-<step>` and remove all but the last `KEPT` checkpoints.
+
+    It is written under another name, brought to disk and renamed, so that a checkpoint that has
+    its name is complete. Raises GeoLinkError if it cannot be written (disk full, read-only).
+    """
+    target = run / f"step-{meta.step:06d}"
+    partial = run / f".{target.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_tensors(_unique(model)), partial / MODEL)
+        save_file(_tensors(optimizer), partial / OPTIMIZER)
+        (partial / META).write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        # There is one of that name only if it was damaged and its steps were done again.
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _sync(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise GeoLinkError(f"cannot write checkpoint {target}: {error}") from error
+    for old in checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run folder by rising step."""
+    found = (p for p in run.glob("step-*") if p.name[5:].isdigit() and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def load_model(path: Path) -> tuple[GeoLink, CheckpointMeta]:
+    """The model of a checkpoint folder, or of the last checkpoint of a run folder, on the CPU.
+
+    It is in evaluation mode and has no tag table (`GeoLink.set_tag_table`).
+    Raises GeoLinkError: nothing there, a file missing, truncated or not of its format, parameters
+    that are not the model's.
+    """
+    folder = _folder(path)
+    meta = read_meta(folder)
+    model = GeoLink(meta.config.model)
+    load_weights(folder, model)
+    return model.eval(), meta
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Read a checkpoint's parameters into a model.
+
+    Raises GeoLinkError naming the file, and the first parameters that differ.
+    """
+    path = folder / MODEL
+    found, expected = _read_tensors(path), _unique(model)
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not the model's" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {list(found[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise GeoLinkError(
+            f"{path} is of another model: {'; '.join(problems[:3])}{more}; "
+            f"it does not fit the model in {META} beside it"
+        )
+    model.load_state_dict(found, strict=False)
+
+
+def load_optimizer(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's optimizer state. Raises GeoLinkError if it cannot be read."""
+    return _read_tensors(folder / OPTIMIZER)
+
+
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """Where a checkpoint's run stands. Raises GeoLinkError if it cannot be read."""
+    return _read_json(folder / TRAINER)
+
+
+def read_meta(folder: Path) -> CheckpointMeta:
+    """`config.json` of a checkpoint. Raises GeoLinkError if it cannot be read."""
+    path = folder / META
+    data = _read_json(path)
+    try:
+        return CheckpointMeta.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(p) for p in first["loc"])
+        raise GeoLinkError(f"{path} is no checkpoint's config: {field}: {first['msg']}") from None
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, or the last one of a run, in figures.
+
+    Raises GeoLinkError as `load_model`.
+    """
+    folder = _folder(path)
+    model, meta = load_model(folder)
+    parameters = sum(p.numel() for p in model.parameters())
+    encoder = sum(p.numel() for p in model.img_encoder.parameters())
+    c = meta.config.model
+    return {
+        "checkpoint": str(folder),
+        "step": meta.step,
+        "steps": meta.steps,
+        "model": f"{c.variant}, {c.depth} blocks of width {c.embed_dim}",
+        "parameters": parameters,
+        "image_encoder_parameters": encoder,
+        "images": f"{c.image_size} px, {c.bands} bands ({', '.join(meta.bands)}), "
+        f"patches of {c.patch_size} px",
+        "dataset": meta.dataset,
+        "snapshot": meta.snapshot,
+        "tag_encoder": meta.tag_encoder,
+        "seed": meta.config.seed,
+        "geolink": meta.geolink,
+        "revision": meta.revision or "none",
+        "megabytes": sum(f.stat().st_size for f in folder.iterdir()) / 1e6,
+    }
+
+
+def _folder(path: Path) -> Path:
+    if (path / MODEL).exists() or (path / META).exists():
+        return path
+    if not path.is_dir():
+        what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
+        raise GeoLinkError(f"{path} {what}; give a run folder or one of its step-... folders")
+    found = checkpoints(path)
+    if not found:
+        raise GeoLinkError(f"{path} holds no checkpoint: it has no {MODEL} and no step-... folder")
+    return found[-1]
+
+
+def _unique(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state, each tensor under the first of its names."""
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor
+    return unique
+
+
+def _tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise GeoLinkError(f"checkpoint file {path} is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise GeoLinkError(f"{path} is truncated or no safetensors file: {error}") from error
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GeoLinkError(f"checkpoint file {path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise GeoLinkError(f"{path} is truncated or no JSON file: {error}") from error
+    if not isinstance(data, dict):
+        raise GeoLinkError(f"{path} is no checkpoint's file: it holds no mapping")
+    return data
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
