@@ -182,12 +182,13 @@ class _Survey:
     osm_timestamp: str
 
 
-def _survey(pbf: Path) -> _Survey:
+def _survey(pbf: Path, source: OsmSource) -> _Survey:
     """Read the whole file once, counting tagged elements; finds damage that readers may pass over.
 
     The timestamp is the header's replication timestamp, or else the newest tagged element's.
     """
     found: Counter[str] = Counter()
+    keys: set[str] = set()
     newest = ""
     try:
         elements = osmium.FileProcessor(str(pbf)).with_filter(osmium.filter.EmptyTagFilter())
@@ -197,6 +198,8 @@ def _survey(pbf: Path) -> _Survey:
             if kind == "r" and element.tags.get("type") in ("multipolygon", "boundary"):
                 kind = "area"
             found[kind] += 1
+            if source.keep_keys:
+                keys.update(tag.k for tag in element.tags)
             if not stated and element.timestamp.year > 1970:
                 newest = max(newest, element.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"))
     except RuntimeError as error:
@@ -205,7 +208,16 @@ def _survey(pbf: Path) -> _Survey:
         ) from error
     if not found:
         raise GeoLinkError(f"OSM extract {pbf} has no tagged element; use another extract")
+    _check_keys(pbf, source, keys)
     return _Survey(found["n"], found["w"], found["area"], found["r"], stated or newest)
+
+
+def _check_keys(pbf: Path, source: OsmSource, keys: set[str]) -> None:
+    for pattern in source.keep_keys:
+        if not any(map(re.compile(any_glob((pattern,))).fullmatch, keys)):
+            near = difflib.get_close_matches(pattern, sorted(keys), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise GeoLinkError(f"keep_keys: nothing in {pbf} has a key {pattern!r}{hint}")
 
 
 def _convert(pbf: Path, source: OsmSource, folder: Path, parquet: Path, tag_counts: Path) -> None:
@@ -216,7 +228,7 @@ def _convert(pbf: Path, source: OsmSource, folder: Path, parquet: Path, tag_coun
             f"cache folder {folder} has {''.join(sorted(odd))!r} in its path, which QuackOSM "
             "cannot read; set `cache` to another folder"
         )
-    survey = _survey(pbf)
+    survey = _survey(pbf, source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="converting-") as name:
@@ -225,7 +237,7 @@ def _convert(pbf: Path, source: OsmSource, folder: Path, parquet: Path, tag_coun
             _write_features(pbf, source, survey, work)
             os.replace(work / "tags.parquet", tag_counts)
             os.replace(work / "features.parquet", parquet)
-    except (OSError, duckdb.IOException) as error:
+    except (OSError, duckdb.Error) as error:
         raise GeoLinkError(f"cannot convert {pbf} in cache folder {folder}: {error}") from error
 
 
@@ -313,7 +325,11 @@ def _write_features(pbf: Path, source: OsmSource, survey: _Survey, work: Path) -
     with duckdb.connect(str(work / "sort.duckdb")) as con:
         con.load_extension("spatial")
         con.execute("SET enable_progress_bar = false")
-        returned = _check_keys(con, pbf, source, all_features)
+        types = con.execute(
+            "SELECT split_part(feature_id, '/', 1), count(*) FROM read_parquet(?) GROUP BY 1",
+            [all_features],
+        ).fetchall()
+        returned = Counter(dict(types))
         con.execute(
             _FEATURES,
             {
@@ -345,26 +361,6 @@ def _write_features(pbf: Path, source: OsmSource, survey: _Survey, work: Path) -
         }
         _copy(con, _SORTED, work / "features.parquet", json.dumps(about))
         _copy(con, _TAG_COUNTS, work / "tags.parquet", "{}")
-
-
-def _check_keys(
-    con: duckdb.DuckDBPyConnection, pbf: Path, source: OsmSource, all_features: str
-) -> dict[str, int]:
-    """Features by element type; raises for a kept key that no feature has."""
-    types = con.execute(
-        "SELECT split_part(feature_id, '/', 1), count(*) FROM read_parquet(?) GROUP BY 1",
-        [all_features],
-    ).fetchall()
-    keys = con.execute(
-        "SELECT DISTINCT unnest(map_keys(tags)) FROM read_parquet(?)", [all_features]
-    ).fetchall()
-    names = sorted(k for (k,) in keys)
-    for pattern in source.keep_keys:
-        if not any(map(re.compile(any_glob((pattern,))).fullmatch, names)):
-            near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise GeoLinkError(f"keep_keys: no feature of {pbf} has a key {pattern!r}{hint}")
-    return {"node": 0, "way": 0, "relation": 0, **dict(types)}
 
 
 def _delete(con: duckdb.DuckDBPyConnection, condition: str) -> int:
