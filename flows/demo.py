@@ -87,7 +87,7 @@ def write_configs(
 
     configs: dict[str, dict[str, Any]] = {
         "satellite": dataset(
-            "satellite", world.bounds_lonlat, world.satellite_catalog,
+            "satellite", world.bounds_lonlat, world.s2_catalog,
             sensor="sentinel-2-l2a",
             grid={"gsd_m": 10, "size": 64, "patch": 8, "shard_side": 4},
             splits={"block_km": 2.5, "train": 0.7, "val": 0.1, "test": 0.2, "seed": seed},

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from geolink.reader import Dataset
 from geolink.show import draw_chips, draw_map, pick_chips
 from pipelines.build import BuildResult
-from pipelines.world import World
 from schemas.errors import GeoLinkError
 
 _LOSSES = ("loss", "reconstruction", "contrast", "consistency")
@@ -29,14 +28,14 @@ _NAMES = {
 
 def write_page(
     page: Path,
-    world: World,
+    place: str,
     datasets: dict[str, Dataset],
     builds: dict[str, BuildResult],
     runs: list[Path],
     scores: list[dict[str, Any]],
     seconds: dict[str, float],
 ) -> Path:
-    """Write the report of a demo run; returns its path.
+    """Write the report of a demo run over `place` (in words); returns its path.
 
     Raises GeoLinkError where the page cannot be written.
     """
@@ -46,7 +45,6 @@ def write_page(
     chips = sum(r.chips for b in builds.values() for r in b.rows)
     objects = sum(r.objects for b in builds.values() for r in b.rows)
     edges = sum(r.edges for b in builds.values() for r in b.rows)
-    place = "a made-up town" if world.seed is not None else "a real OSM extract, scenes rendered"
     html = template.render(
         title=place,
         headline="From an OSM extract and satellite scenes to a trained encoder",

@@ -132,9 +132,9 @@ def draw_chips(chips: Sequence[Arrays], info: DatasetInfo) -> Figure:
         for relation, color in RELATION_COLORS.items()
         if relation in kinds
     ]
-    for items, y in ((handles, 0.80), (edges, 0.22)):
+    for items, y in ((handles, 0.86), (edges, 0.38)):
         figure.legend(
-            handles=items, loc="upper center", bbox_to_anchor=(0.5, y * legend / height + 0.02),
+            handles=items, loc="upper center", bbox_to_anchor=(0.5, y * legend / height),
             ncols=10, fontsize=8, frameon=False, handlelength=1.2, columnspacing=1.1,
         )  # fmt: skip
     return figure

@@ -64,7 +64,7 @@ def build_labels(inputs: Inputs, objects: Objects, info: DatasetInfo) -> Arrays:
     """Labels of pixels, patches and regions from one raster, and their spatial statistics."""
     classes = len(info.taxonomy.classes)
     grid = info.grid
-    labels = cut_labels(inputs.raster, *inputs.lattice, grid.size, grid.patch, classes)
+    labels: Arrays = cut_labels(inputs.raster, *inputs.lattice, grid.size, grid.patch, classes)
     labels = {name: array[inputs.kept] for name, array in labels.items()}
     fraction = labels.pop("patch_fraction")
     brightness = patch_brightness(inputs.arrays["image"], grid.patch, info.sensor.nodata)

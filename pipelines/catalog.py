@@ -73,7 +73,9 @@ def record_build(
             ],
         )  # fmt: skip
         if plan.region is not None:
-            con.execute("INSERT INTO regions VALUES (?, ?)", [build, shapely.to_geojson(plan.region)])
+            con.execute(
+                "INSERT INTO regions VALUES (?, ?)", [build, shapely.to_geojson(plan.region)]
+            )
         _record_extract(con, plan)
         _record_scenes(con, plan, build)
         _record_shards(con, plan, result, seconds, build)

@@ -36,7 +36,7 @@ def satellite_config(town: World, cache: Path, tmp_path: Path) -> WriteConfig:
             "region": {"bbox": list(town.bounds_lonlat)},
             "grid": {"gsd_m": 10, "size": 32, "patch": 8, "shard_side": 4},
             "sensor": "sentinel-2-l2a",
-            "scenes": {"stac": str(town.satellite_catalog)},
+            "scenes": {"stac": str(town.s2_catalog)},
             "osm": {"pbf": str(town.pbf)},
             "splits": {"block_km": 1.28, "train": 0.6, "val": 0.2, "test": 0.2},
             "cache": str(cache),
