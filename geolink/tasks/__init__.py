@@ -1,4 +1,4 @@
-"""What an encoder is good for: one module a task (`knn.py`), and `TASKS`, all of them by name.
+"""What an encoder is good for: one module a task (`knn.py`).
 
 `features.py` (frozen encoder and baselines) and `scores.py` (scores, bootstrap intervals) are
 shared. May import `schemas` and the rest of `geolink` but `cli`.

@@ -13,7 +13,7 @@ from schemas.training import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW; biases, norms, tokens and other parameters without two real dimensions do not decay."""
+    """AdamW; what has no two real dimensions (biases, norms, tokens) does not decay."""
     decay: list[Tensor] = []
     plain: list[Tensor] = []
     for parameter in model.parameters():

@@ -1,6 +1,8 @@
 """kNN evaluation against scikit-learn, and its intervals against what they promise."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,17 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from geolink.checkpoint import CheckpointMeta, load_model, save_checkpoint
+from geolink.device import normalise
+from geolink.models import GeoLink
+from geolink.reader import band_statistics, open_dataset, read_shard
 from geolink.tasks import scores as scoring
 from geolink.tasks.features import band_features, pixel_features
-from geolink.tasks.knn import compare, knn_predict, standardise
+from geolink.tasks.knn import compare, evaluate, evaluate_seeds, knn_predict, standardise
+from schemas.errors import GeoLinkError
+from schemas.evaluation import EvaluateConfig
+from schemas.training import ModelConfig, TrainConfig
+from tests.shards import make_dataset
 
 CLASSES = 5
 
@@ -118,3 +128,120 @@ def test_band_statistics_and_pixels_are_what_they_are_called() -> None:
     assert pixel_features(images).shape == (5, 3 * 16 * 16)
     small = images[:, :, :8, :8]
     assert torch.allclose(pixel_features(small), small.flatten(1))
+
+
+TINY = ModelConfig(
+    image_size=32, patch_size=8, bands=3, embed_dim=16, depth=1, num_heads=2, tag_dim=16,
+    osm_dim=8, fusion_dim=8, fusion_heads=2, projection_dim=4, decoder_dim=8, decoder_depth=1,
+    decoder_heads=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A dataset with three splits, and checkpoints of two seeds."""
+    root = tmp_path_factory.mktemp("knn")
+    folder = make_dataset(root / "d", shards=6, chips=8, splits=("train", "val", "test"))
+    mean, std = band_statistics(open_dataset(folder))
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        meta = CheckpointMeta(
+            geolink="0", revision=None, step=1, steps=1, dataset="fabricated", snapshot=1,
+            tag_encoder="wordllama", bands=("red", "green", "blue"), nodata=0,
+            mean=tuple(mean.tolist()), std=tuple(std.tolist()),
+            config=TrainConfig(dataset=folder, run=root, model=TINY, seed=seed),
+        )  # fmt: skip
+        found.append(save_checkpoint(root / f"run-{seed}", GeoLink(TINY), {}, meta, {}))
+    return folder, found
+
+
+def knn(places: tuple[Path, list[Path]], **changes: Any) -> EvaluateConfig:
+    return EvaluateConfig(
+        **{"checkpoint": places[1][0], "dataset": places[0], "k": 3, "bootstrap": 20, **changes}
+    )
+
+
+def test_a_checkpoint_is_scored_on_held_out_chips(
+    places: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """Accuracy of the encoder against scikit-learn on features and labels made by hand."""
+    result = evaluate(knn(places, output=tmp_path / "new" / "knn.json"))
+    assert json.loads((tmp_path / "new" / "knn.json").read_text()) == result
+    assert list(result["scores"]) == ["encoder", "random", "pixels", "bands", "majority"]
+
+    dataset = open_dataset(places[0])
+    model, meta = load_model(places[1][0])
+    x: dict[bool, list[NDArray[np.float32]]] = {True: [], False: []}
+    y: dict[bool, list[NDArray[np.int64]]] = {True: [], False: []}
+    for row in dataset.rows:
+        shard = read_shard(dataset, row)
+        images = normalise(torch.from_numpy(shard["image"]), meta.mean, meta.std, meta.nodata)
+        with torch.no_grad():
+            x[row.split == "train"].append(model.encode_image(images)[:, 1:].mean(1).numpy())
+        y[row.split == "train"].append(shard["label_region"].argmax(1))
+    scaler = StandardScaler().fit(np.concatenate(x[True]))
+    fit, held_out = (scaler.transform(np.concatenate(x[of_train])) for of_train in (True, False))
+    oracle = KNeighborsClassifier(3, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    oracle.fit(fit, np.concatenate(y[True]))
+    truth = np.concatenate(y[False])
+    accuracy = accuracy_score(truth, oracle.predict(held_out))
+    assert result["scores"]["encoder"]["accuracy"] == pytest.approx(accuracy, abs=1 / 32)
+    assert (result["fit"], result["held_out"]) == (16, 32)
+    assert sum(result["class_chips"]["held_out"]) == 32
+    low, high = result["scores"]["encoder"]["interval"]
+    assert low <= result["scores"]["encoder"]["accuracy"] <= high
+
+
+def test_chips_without_a_label_or_with_a_small_share_are_counted(
+    places: tuple[Path, list[Path]],
+) -> None:
+    dataset = open_dataset(places[0])
+    share = {
+        split: np.concatenate(
+            [
+                read_shard(dataset, r)["label_region"].max(1)
+                for r in dataset.rows
+                if r.split == split
+            ]
+        )
+        for split in ("train", "test")
+    }
+    middle = float(np.median(share["test"]))
+    result = evaluate(knn(places, held_out=("test",), min_share=middle, k=1))
+    for name, split in (("fit", "train"), ("held_out", "test")):
+        below = int((share[split] < middle).sum())
+        assert result["left_out"][name] == {"no_label": 0, "below_min_share": below}
+        assert result[name] == 16 - below
+
+
+def test_seeds_are_summed_up_by_mean_and_spread(
+    places: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    result = evaluate_seeds(knn(places, output=tmp_path / "knn.json"), places[1])
+    values = [run["scores"]["encoder"]["accuracy"] for run in result["runs"]]
+    spread = result["scores"]["encoder"]["accuracy"]
+    assert spread["mean"] == pytest.approx(np.mean(values))
+    assert spread["std"] == pytest.approx(np.std(values, ddof=1))
+    assert (spread["low"], spread["high"]) == (min(values), max(values))
+    assert "difference" in result["scores"]["pixels"]
+    assert json.loads((tmp_path / "knn.json").read_text()) == result
+
+
+def test_evaluations_that_cannot_be_say_why(
+    places: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    other = make_dataset(tmp_path / "d", shards=1, chips=4, objects=0.0)
+    (tmp_path / "file").write_text("x")
+    for changes, text in (
+        ({"k": 17}, "k is 17, but only 16 chips of train"),
+        ({"min_share": 1.0}, "fit: no chip of split train .*16 below_min_share"),
+        ({"fit": ("train", "val")}, "'val' is in both"),
+        ({"dataset": other}, "held_out: no chip of split val or test"),
+        ({"checkpoint": tmp_path / "nothing"}, "does not exist"),
+        ({"output": tmp_path / "file" / "x.json"}, "cannot write"),
+    ):
+        with pytest.raises(GeoLinkError, match=text):
+            evaluate(knn(places, **changes))
+    with pytest.raises(GeoLinkError, match="no checkpoint to evaluate"):
+        evaluate_seeds(knn(places), [])
