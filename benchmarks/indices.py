@@ -12,9 +12,7 @@ Prints JSON.
 """
 
 import argparse
-import json
 import os
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import shapely
+from _common import best_of, growth, peak_mb, report
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 from rasterio.transform import from_bounds
@@ -95,7 +94,8 @@ def _buildings(count: int, side_m: float, rng: np.random.Generator) -> NDArray[n
     angle = rng.uniform(0, np.pi, count)
     axes = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1)
     shape = (outline * rng.uniform(4, 12, (count, 1, 2))) @ axes.reshape(-1, 2, 2)
-    return rng.uniform(0, side_m, (count, 1, 2)) + shape
+    outlines: NDArray[np.float64] = rng.uniform(0, side_m, (count, 1, 2)) + shape
+    return outlines
 
 
 def chip_bounds() -> NDArray[np.float64]:
@@ -105,15 +105,15 @@ def chip_bounds() -> NDArray[np.float64]:
     return np.stack([west, south, west + SIZE, south + SIZE], axis=1).astype(float)
 
 
-def run_stages(features: Features, image: NDArray[np.uint8]) -> tuple[dict[str, float], Any]:
+def run_stages(
+    features: Features, image: NDArray[np.uint8], repeat: int
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds of each stage, and what they made."""
     seconds: dict[str, float] = {}
     made: dict[str, Any] = {}
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
-        start = time.process_time()
-        made[name] = work()
-        seconds[name] = time.process_time() - start
+        seconds[name], made[name] = best_of(repeat, work, clock=time.process_time)
         return made[name]
 
     bounds = chip_bounds()
@@ -138,30 +138,25 @@ def run_stages(features: Features, image: NDArray[np.uint8]) -> tuple[dict[str, 
     return seconds, made
 
 
-def measure(per_chip: int, repeat: int) -> tuple[dict[str, Any], Features, Any]:
+def measure(per_chip: int, repeat: int) -> tuple[dict[str, Any], Features, dict[str, Any]]:
     """Figures of our stages at one density."""
     features = make_features(per_chip)
     image = np.random.default_rng(1).integers(1, 256, (SIDE**2, 3, SIZE, SIZE)).astype(np.uint8)
-    runs = [run_stages(features, image) for _ in range(repeat)]
-    seconds = {name: min(run[0][name] for run in runs) for name in runs[0][0]}
-    made = {**runs[0][1], "image": image}
+    seconds, made = run_stages(features, image, repeat)
     indices = sum(seconds.values()) - seconds["clip"]
-    return (
-        {
-            "objects_per_chip": len(made["clip"].chip) / SIDE**2,
-            "edges": len(made["relations"]["relation"]),
-            "seconds": {name: round(s, 4) for name, s in seconds.items()},
-            "shard_seconds": round(indices, 3),
-            "chips_per_second": round(SIDE**2 / indices, 1),
-            "chips_per_second_with_clip": round(SIDE**2 / (indices + seconds["clip"]), 1),
-            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        },
-        features,
-        made,
-    )
+    figures = {
+        "objects_per_chip": len(made["clip"].chip) / SIDE**2,
+        "edges": len(made["relations"]["relation"]),
+        "seconds": {name: round(s, 4) for name, s in seconds.items()},
+        "shard_seconds": round(indices, 3),
+        "chips_per_second": round(SIDE**2 / indices, 1),
+        "chips_per_second_with_clip": round(SIDE**2 / (indices + seconds["clip"]), 1),
+        "peak_mb": peak_mb(),
+    }
+    return figures, features, made
 
 
-def baseline(features: Features, made: Any, chips: list[int]) -> dict[str, Any]:
+def baseline(features: Features, made: dict[str, Any], chips: list[int]) -> dict[str, Any]:
     """Figures of the plain loop on some chips; raises if its results are not ours."""
     seconds = dict.fromkeys(["relations", "anchors", "correspondence", "labels", "statistics"], 0.0)
     objects: Objects = made["clip"]
@@ -291,20 +286,23 @@ def main() -> None:
         figures, features, made = measure(per_chip, arguments.repeat)
         ours[per_chip] = figures
         plain[per_chip] = baseline(features, made, chips)
-    first, _, last = OBJECTS
-    growth = ours[last]["shard_seconds"] / ours[first]["shard_seconds"]
-    result = {
-        "benchmark": "indices",
-        "chips": SIDE**2, "size_px": SIZE, "patch_px": PATCH, "classes": CLASSES,
-        "goal_chips_per_second": GOAL,
-        "ours": ours,
-        "baseline": plain,
-        "ratio": {
-            n: round(ours[n]["chips_per_second"] / plain[n]["chips_per_second"], 1) for n in OBJECTS
-        },
-        "growth": {"objects": last / first, "seconds": round(growth, 2)},
-    }  # fmt: skip
-    print(json.dumps(result, indent=1))
+    report(
+        {
+            "benchmark": "indices",
+            "chips": SIDE**2, "size_px": SIZE, "patch_px": PATCH, "classes": CLASSES,
+            "goal_chips_per_second_at_100_objects": GOAL,
+            "ours": ours,
+            "baseline": plain,
+            "ratio": {
+                n: round(ours[n]["chips_per_second"] / plain[n]["chips_per_second"], 1)
+                for n in OBJECTS
+            },
+            "growth_exponent": growth(
+                [ours[n]["objects_per_chip"] for n in OBJECTS],
+                [ours[n]["shard_seconds"] for n in OBJECTS],
+            ),
+        }
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

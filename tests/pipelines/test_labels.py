@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import shapely
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipelines.labels import cut_labels, densities, rasterise
+from pipelines.plan import STAGES
 from schemas.layout import Kind
 
 ORIGIN = (399_360.0, 4_843_520.0)
@@ -313,3 +315,12 @@ def test_densities_are_metres_and_points_per_hectare() -> None:
         np.empty(0, np.int64), bounds, 3,
     )  # fmt: skip
     assert not np.any(empty)
+
+
+def test_the_bytes_of_labels_change_only_with_the_version_of_their_stage() -> None:
+    raster = rasterise(*_features(128.0, 60, 11), _square(128.0), 256)
+    labels = cut_labels(raster, 2, 2, 64, 16, CLASSES)
+    digest = xxhash.xxh3_64()
+    for name in sorted(labels):
+        digest.update(labels[name].tobytes())
+    assert (STAGES["labels"], digest.hexdigest()) == (1, "25101fb71e58e4ce")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.plan import STAGES
 from pipelines.statistics import patch_brightness, statistics
 
 
@@ -122,3 +124,11 @@ def test_a_patch_without_pixels_takes_no_part_in_lees_l() -> None:
 def test_sums_of_the_largest_patches_do_not_overflow() -> None:
     image = np.full((1, 1, 512, 512), 65535, np.uint16)
     assert patch_brightness(image, 256).tolist() == [[[65535.0] * 2] * 2]
+
+
+def test_the_bytes_of_statistics_change_only_with_the_version_of_their_stage() -> None:
+    rng = np.random.default_rng(4)
+    fraction = rng.integers(0, 256, (20, 8, 8, 20)).astype(np.float32) / 256
+    brightness = patch_brightness(rng.integers(0, 255, (20, 3, 64, 64)).astype(np.uint8), 8)
+    digest = xxhash.xxh3_64(np.concatenate(statistics(fraction, brightness)).tobytes())
+    assert (STAGES["statistics"], digest.hexdigest()) == (1, "051bbd7a1a86488d")
