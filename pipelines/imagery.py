@@ -1,9 +1,9 @@
 """Pixels of a block: one lazy stackstac load, radiometry, masks, composite, chips."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,23 +12,17 @@ import numpy as np
 import stackstac
 import xarray as xr
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 
 from pipelines.items import Scene, stac_item
 from pipelines.radiometry import apply_offset
-from pipelines.rasters import GridReader, OpenFiles, is_remote
+from pipelines.rasters import AssetError, GridReader, OpenFiles, is_remote, network_fault
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import Sensor
 
 _MASK = "mask"
-# Faults that another try may cure; anything else is a property of the file.
-_NETWORK_FAULT = re.compile(
-    r"CURL error|HTTP response code: (408|429|5\d\d)|timed out|[Cc]ould ?n[o']t (connect|resolve)"
-)
 
 
 @dataclass(frozen=True)
@@ -85,26 +79,31 @@ def load_block(
     composite = _Composite(sensor, (size_y, size_x))
     counts: Counter[str] = Counter()
     radiometry: dict[str, str] = {}
-    remote = any(is_remote(a.href) for s in scenes for a in s.bands)
-    with closing(OpenFiles()) as files:
+    clipped: dict[str, int] = {}
+    with closing(OpenFiles()) as files, _scheduler(scenes) as scheduler:
         assets = {a.key: a for s in scenes for a in (*s.bands, s.mask) if a}
         place = {"epsg": epsg, "bounds": bounds_utm, "resolution": gsd_m}
-        shared = {"assets": assets, "files": files, "counts": counts}
+        shared = {"assets": assets, "files": files, "clipped": clipped}
         bands, masks = lazy_stacks(scenes, sensor, Resampling[resampling], place, shared)
         for rank, scene in enumerate(scenes):
             if composite.complete:
                 break
             try:
-                clouded = _clouded(masks.read(rank, remote), sensor)
+                clouded = _clouded(masks.read(rank, scheduler), sensor)
                 if not composite.wants(clouded):
                     continue
-                image = bands.read(rank, remote)
-            except (RasterioError, CPLE_BaseError, OSError) as error:
-                _raise_network_fault(scene, error)
+                image = bands.read(rank, scheduler)
+            except AssetError as error:
+                if network_fault(error.href, error):
+                    raise GeoLinkError(
+                        f"scene {scene.id} cannot be fetched ({error}); run the build again when "
+                        "its server can be reached"
+                    ) from error
                 counts["scene_unreadable"] += 1
                 continue
             if image is None:
                 continue
+            counts["pixel_out_of_range"] += sum(clipped.get(a.key, 0) for a in scene.bands)
             apply_offset(image, scene.offset, sensor.nodata)
             if composite.add(rank, image, clouded):
                 radiometry[scene.id] = f"{scene.offset:+d}: {scene.offset_reason}"
@@ -117,9 +116,20 @@ def load_block(
         composite.scene_index(),
         [s.id for s in used],
         np.array([s.seconds for s in used], np.int64),
-        dict(counts),
+        {k: n for k, n in counts.items() if n},
         radiometry,
     )
+
+
+@contextmanager
+def _scheduler(scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
+    """Dask's arguments: one thread for local files, several where waiting takes the time."""
+    if not any(is_remote(a.href) for s in scenes for a in s.bands):
+        yield {"scheduler": "synchronous"}
+        return
+    # A pool of our own: dask's would go on reading from files that are closed after an error.
+    with ThreadPoolExecutor(8) as pool:
+        yield {"scheduler": "threads", "pool": pool}
 
 
 def cut_chips(block: BlockImage, side: int, size: int) -> ChipImages:
@@ -248,15 +258,12 @@ class Stack:
         )
         return cls(array if array.size else None, names, shape, fill)
 
-    def read(self, rank: int, remote: bool) -> NDArray[Any] | None:
+    def read(self, rank: int, scheduler: Mapping[str, Any]) -> NDArray[Any] | None:
         """Pixels [band, y, x] of one scene, writable; None: it does not meet the bounds."""
         if self.array is None or str(rank) not in self.array["id"].values:
             return None
         row = list(self.array["id"].values).index(str(rank))
-        # Local files keep one core busy; over a network waiting is what takes the time.
-        threads = {"scheduler": "threads", "num_workers": 8}
-        options = threads if remote else {"scheduler": "synchronous"}
-        data = self.array.data[row].compute(**options)
+        data = self.array.data[row].compute(**scheduler)
         present = [self.names.index(n) for n in self.array["band"].values]
         if len(present) < len(self.names):
             whole = np.full((len(self.names), *self.shape), self.fill)
@@ -299,17 +306,3 @@ def _clouded(mask: NDArray[Any] | None, sensor: Sensor) -> NDArray[np.bool_] | N
     bad[list(sensor.mask.invalid)] = True
     clouded: NDArray[np.bool_] = bad[mask[0]]
     return clouded
-
-
-def _raise_network_fault(scene: Scene, error: BaseException) -> None:
-    texts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    text = "; ".join(texts)
-    if _NETWORK_FAULT.search(text):
-        raise GeoLinkError(
-            f"scene {scene.id} cannot be fetched: {text}; run the build again when the network is "
-            "back"
-        ) from error

@@ -6,8 +6,9 @@ copies pixels where the file lies on the grid, and lets GDAL resample only where
 """
 
 import hashlib
+import math
+import os
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,8 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
+import requests
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine, array_bounds
 from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window, from_bounds
@@ -27,7 +30,7 @@ from rasterio.windows import transform as window_transform
 _HTTP = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MAX_RETRY": 5,
+    "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
     "GDAL_HTTP_CONNECTTIMEOUT": 20,
     "GDAL_HTTP_TIMEOUT": 120,
@@ -80,8 +83,31 @@ def local_path(href: str) -> Path:
 
 
 def gdal_env(href: str) -> rasterio.Env:
-    """GDAL's settings for a file: retries and few requests where it is remote."""
-    return rasterio.Env(**_HTTP) if is_remote(href) else rasterio.Env()
+    """GDAL's settings for a file: retries and few requests where it is remote.
+
+    What the user's environment sets is left as it is.
+    """
+    if not is_remote(href):
+        return rasterio.Env()
+    return rasterio.Env(**{k: v for k, v in _HTTP.items() if k not in os.environ})
+
+
+def network_fault(href: str, error: BaseException) -> bool:
+    """Whether a file could not be read for a reason that another try may cure.
+
+    GDAL does not say what a server answered, so the server is asked again.
+    """
+    if not is_remote(href) or "CURL error" in str(error):
+        return is_remote(href)
+    if not href.startswith(("http://", "https://")):
+        return False
+    try:
+        first_byte = {"Range": "bytes=0-0"}
+        with requests.get(href, headers=first_byte, timeout=20, stream=True) as answer:
+            status = answer.status_code
+    except requests.RequestException:
+        return True
+    return status in (408, 429) or status >= 500
 
 
 def open_raster(href: str) -> Any:
@@ -99,6 +125,14 @@ def file_sha256(path: Path) -> str:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class AssetError(Exception):
+    """An asset that cannot be read."""
+
+    def __init__(self, href: str, error: Exception) -> None:
+        super().__init__(f"{href}: {error}")
+        self.href = href
 
 
 class OpenFiles:
@@ -128,7 +162,8 @@ class GridReader:
     """stackstac's Reader protocol: reads windows of a grid from one asset.
 
     `assets` maps keys to assets, `data_bands` are the band numbers that hold data even if a file
-    calls one of them alpha (NAIP's infrared band is often tagged so), `counts` takes findings.
+    calls one of them alpha (NAIP's infrared band is often tagged so), `clipped` takes by key how
+    many pixels did not fit the storage type.
     """
 
     def __init__(
@@ -142,7 +177,7 @@ class GridReader:
         assets: Mapping[str, Asset],
         data_bands: frozenset[int],
         files: OpenFiles,
-        counts: Counter[str],
+        clipped: dict[str, int],
         **_: Any,
     ) -> None:
         self.asset = assets[url]
@@ -152,21 +187,24 @@ class GridReader:
         self.nodata = int(fill_value)
         self.data_bands = data_bands
         self.files = files
-        self.counts = counts
+        self.clipped = clipped
 
     def read(self, window: Window, **_: Any) -> NDArray[Any]:
-        """Pixels [y, x] of a window of the grid."""
+        """Pixels [y, x] of a window of the grid. Raises AssetError."""
         transform = window_transform(window, self.spec.transform)
         grid = PixelGrid(self.spec.epsg, transform, int(window.height), int(window.width))
-        with gdal_env(self.asset.href):
-            source = Source.of(self.files.get(self.asset.href), self.asset, self.data_bands)
-            # Whole numbers above 8 bit use 0 for nothing; in 8-bit images 0 is also plain black.
-            if source.nodata is None and self.dtype != np.uint8:
-                source = replace(source, nodata=self.nodata)
-            data, missing = read_grid(source, grid, self.resampling, self.nodata)
+        href = self.asset.href
+        try:
+            with gdal_env(href):
+                source = Source.of(self.files.get(href), self.asset, self.data_bands)
+                # Above 8 bit, 0 is kept for "no data"; in 8-bit images it is also plain black.
+                if source.nodata is None and self.dtype != np.uint8:
+                    source = replace(source, nodata=self.nodata)
+                data, missing = read_grid(source, grid, self.resampling, self.nodata)
+        except (RasterioError, OSError) as error:
+            raise AssetError(href, error) from error
         stored, clipped = to_storage(data, missing, self.dtype, self.nodata)
-        if clipped:
-            self.counts["pixel_out_of_range"] += clipped
+        self.clipped[self.asset.key] = clipped
         return stored
 
     def close(self) -> None:
@@ -205,8 +243,9 @@ def read_grid(
     """A band on a grid, in the file's type, and where it has no data (None: nowhere).
 
     Pixels are copied where the file lies on the grid, repeated or interpolated where its pixels
-    are whole multiples of the grid's, and warped (GDAL) everywhere else. Pixels outside the file
-    are without data. The datum of a file is changed by PROJ's default transformation.
+    are whole multiples of the grid's, and warped everywhere else (GDAL, with its usual error of
+    up to an eighth of a pixel in place). Pixels outside the file are without data. Another datum
+    is changed by PROJ's default transformation.
     """
     placed = _placement(source, grid)
     if placed is None:
@@ -327,11 +366,11 @@ def _warp_masked(
         source.crs,
         *array_bounds(grid.height, grid.width, grid.transform),
     )
-    near = from_bounds(*bounds, source.transform).round_offsets().round_lengths("ceil")
+    near = from_bounds(*bounds, source.transform)
     # A margin of source pixels, for the kernel.
-    y0, x0 = max(0, near.row_off - 4), max(0, near.col_off - 4)
-    y1 = min(dataset.height, near.row_off + near.height + 5)
-    x1 = min(dataset.width, near.col_off + near.width + 5)
+    y0, x0 = max(0, math.floor(near.row_off) - 4), max(0, math.floor(near.col_off) - 4)
+    y1 = min(dataset.height, math.ceil(near.row_off + near.height) + 4)
+    x1 = min(dataset.width, math.ceil(near.col_off + near.width) + 4)
     if y0 < y1 and x0 < x1:
         window = Window(x0, y0, x1 - x0, y1 - y0)
         native = dataset.read(source.index, window=window)
