@@ -43,9 +43,12 @@ def render_aerial(
         rows = slice(max(0, start - margin), min(h, start + _STRIP + margin))
         keep = slice(start - rows.start, min(h, start + _STRIP) - rows.start)
         index, bright = fill_rows(ground, rows)
+        shore = shallow.of(rows, index, ground)
         soft = gaussian_filter(dark[rows].astype(np.float32), 0.7)
         for band in range(3):
-            light = table[index, band] * bright + shallow.add(rows, _RGB[band])
+            light = table[:, band][index] * bright
+            if shore is not None:
+                light += shore * shallow.difference[_RGB[band]]
             light *= 1 - soft * (1 - _SKYLIGHT[band])
             light = gaussian_filter(light, 0.55) + _HAZE[band]
             noise = lattice(
@@ -62,9 +65,8 @@ def render_aerial(
 
 
 def _film(light: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Reflectance to a display value: a gamma with a soft shoulder, and grain of ±4 counts."""
-    tone = np.clip(light * np.float32(2.7), 0, None)
-    tone = 255 * (tone / (tone + np.float32(0.28)) * np.float32(1.28)) ** np.float32(0.86)
+    """Reflectance to a display value by a gamma, with grain of a few counts."""
+    tone = 255 * np.clip(light * np.float32(1 / 0.42), 0, 1) ** np.float32(0.58)
     return np.clip(np.rint(tone + 5 * noise), 1, 255).astype(np.uint8)
 
 

@@ -6,10 +6,17 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipelines.world.covers import COVER_ID, COVER_NAMES, COVERS, SEASONS, TEXTURES
+from pipelines.world.covers import (
+    COVER_ID,
+    COVER_NAMES,
+    COVERS,
+    SEASONS,
+    TEXTURES,
+    variants_of,
+)
 from pipelines.world.features import Features, Tags
-from pipelines.world.materials import BANDS, spectrum
-from pipelines.world.noise import uniform
+from pipelines.world.materials import BANDS
+from pipelines.world.noise import uniform, value_noise_at
 
 # Layers from the ground up.
 ZONE, LAND, GROUND, WATER, VERGE, PATH, STREET, ROAD, RAIL, DECK, BUILDING, ROOF, TOP = range(13)
@@ -261,16 +268,11 @@ def object_spectra(cover: NDArray[np.int16], xy: NDArray[np.float64]) -> NDArray
     for c in np.unique(cover):
         rows = np.flatnonzero(cover == c)
         look = COVERS[COVER_NAMES[c]]
-        weight = np.cumsum([w for w, _ in look.variants])
-        variant = np.searchsorted(weight / weight[-1], pick[rows], side="right").clip(
-            0, len(weight) - 1
-        )
-        table = np.array(
-            [
-                [spectrum(m[min(s, len(m) - 1)]) for _, m in look.variants]
-                for s in range(len(SEASONS))
-            ]
-        )
+        weight, table = variants_of(COVER_NAMES[c])
+        chance = pick[rows]
+        if look.stands:
+            chance = 0.25 * chance + 0.375 * (1 + value_noise_at(xy[rows], 1500.0, 404))
+        variant = np.searchsorted(weight, chance, side="right").clip(0, len(weight) - 1)
         gain = 1 + look.spread * (2 * bright[rows] - 1) * np.float32(1.7)
         lean = look.spread * (tint[rows] - 0.5) * 0.5
         slope = 1 + lean[:, None] * np.linspace(-1, 1, len(BANDS), dtype=np.float32)

@@ -32,12 +32,20 @@ BUILT: dict[str, tuple[str, list[str], list[float], tuple[int, int]]] = {
 def make_buildings(rng: np.random.Generator, blocks: Polygons, kind: NDArray[np.str_]) -> Features:
     """All buildings of the blocks. Heights follow from `building:levels`."""
     parts = []
+    # Small plots of offices and shops are built up to the street, as in an old centre.
+    tight = np.isin(kind, ["commercial", "retail"]) & (shapely.area(blocks) < 6500)
+    kind = np.where(tight, "", kind)
     for name, (style, values, shares, levels) in BUILT.items():
         rows = np.flatnonzero(kind == name)
         if not len(rows):
             continue
         shapes, home = buildings.along_edges(rng, blocks[rows], buildings.STYLES[style])
         parts.append(_tagged(rng, shapes, values, shares, levels))
+        if name in ("industrial", "depot", "retail", "commercial", "hospital", "university"):
+            reach = buildings.STYLES[style].setback + buildings.STYLES[style].depth[1] + 6
+            inner, _ = parts_of(shapely.buffer(blocks[rows], -reach, join_style="mitre"), 2)
+            shapes, _ = buildings.along_edges(rng, inner, buildings.STYLES[style])
+            parts.append(_tagged(rng, shapes, values, shares, levels))
         if name in ("houses", "village", "terraces", "rows"):
             sheds, _ = buildings.behind(rng, shapes, home, blocks[rows])
             some = rng.random(len(sheds)) < 0.45
@@ -48,6 +56,11 @@ def make_buildings(rng: np.random.Generator, blocks: Polygons, kind: NDArray[np.
     shapes, home = buildings.around_courtyards(rng, blocks[rows])
     parts.append(
         _tagged(rng, shapes, ["apartments", "yes", "residential"], [0.7, 0.1, 0.2], (3, 6))
+    )
+    shops = blocks[tight]
+    shapes, _ = buildings.around_courtyards(rng, shops)
+    parts.append(
+        _tagged(rng, shapes, ["office", "commercial", "retail"], [0.4, 0.35, 0.25], (3, 6))
     )
     narrow = np.setdiff1d(np.arange(len(rows)), home)
     shapes, _ = buildings.along_edges(rng, blocks[rows][narrow], buildings.STYLES["rows"])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, shift
+from scipy.ndimage import gaussian_filter
 
 from pipelines.world.noise import Floats, fractal
 
@@ -34,9 +34,11 @@ _DIFFUSE = np.array(
 
 @dataclass(frozen=True)
 class Sky:
-    """Over a 10 m raster [H, W]: `thick` opacity of clouds and `shade` depth of their shadows."""
+    """Over a 10 m raster [H, W]: `thick` opacity of clouds, `tops` their brightness about 1,
+    `shade` depth of their shadows."""
 
     thick: Floats
+    tops: Floats
     shade: Floats
 
 
@@ -55,21 +57,26 @@ def make_sky(
     lengths = tuple(max(size * f, 40.0) for f in (1.0, 0.42, 0.17, 0.07, 0.03))
     heap = fractal(x, y, lengths, seed)
     edge = float(np.quantile(heap, 1 - cover)) if cover > 0 else 9.0
-    spread = 0.16 * float(heap.std())
-    thick = np.clip((heap - edge) / spread + 0.35, 0, 1)
-    thick = gaussian_filter(thick.astype(np.float32), 1.2)
+    above = (heap - edge) / float(heap.std())
+    puffs = fractal(x, y, tuple(max(size * f, 30.0) for f in (0.11, 0.05, 0.022)), seed + 1)
+    thick = np.clip((above + 0.35 * puffs + 0.1) * 2.6, 0, 1) ** 1.5
+    thick = gaussian_filter(thick.astype(np.float32), 1.0)
+    tops = np.float32(0.78) + np.float32(0.3) * puffs + np.float32(0.16) * np.clip(above, 0, 1.5)
     gsd = float(x[1] - x[0])
     reach = CLOUD_BASE_M / np.tan(np.deg2rad(sun[1])) / gsd * min(1.0, size / 2000)
     azimuth = np.deg2rad(sun[0])
-    down, right = reach * np.cos(azimuth), -reach * np.sin(azimuth)
-    shade = shift(thick, (down, right), order=1, mode="nearest")
-    return Sky(thick, gaussian_filter(np.clip(shade, 0, 1), 1.5))
+    down, right = round(reach * np.cos(azimuth)), round(-reach * np.sin(azimuth))
+    # Rows run south: the sun stands in the south, so shadows fall up the picture.
+    r = np.clip(np.arange(len(y)) - down, 0, len(y) - 1)
+    c = np.clip(np.arange(len(x)) - right, 0, len(x) - 1)
+    shade = thick[r][:, c]
+    return Sky(thick, tops, gaussian_filter(shade, 1.5))
 
 
 def under(sky: Sky, reflectance: Floats, band: int) -> Floats:
     """What is seen of one band [H, W] through and beneath the clouds."""
     lit = reflectance * (1 - 0.9 * sky.shade * (1 - _DIFFUSE[band]))
-    return np.asarray(lit * (1 - sky.thick) + CLOUD[band] * sky.thick, dtype=np.float32)
+    return np.asarray(lit * (1 - sky.thick) + CLOUD[band] * sky.tops * sky.thick, dtype=np.float32)
 
 
 def classify(

@@ -46,7 +46,7 @@ def write_cog(
             str(path),
             driver="COG",
             COMPRESS="DEFLATE",
-            LEVEL="1" if layers.shape[0] == 3 else "6",
+            LEVEL="1",
             PREDICTOR="NO" if categories else "YES",
             BLOCKSIZE="512" if min(layers.shape[1:]) > 512 else "128",
             OVERVIEW_RESAMPLING="NEAREST" if categories else "AVERAGE",

@@ -52,8 +52,8 @@ def _read(path: Path) -> tuple[np.ndarray[tuple[int], np.dtype[np.object_]], lis
     for thing in reader:
         known = {t.k: t.v for t in thing.tags}
         area = bool(_AREA_KEYS & known.keys()) and known.get("area") != "no"
-        area |= (
-            known.get("area") == "yes" or ("waterway" in known and known["waterway"] == "riverbank")
+        area |= known.get("area") == "yes" or (
+            "waterway" in known and known["waterway"] == "riverbank"
         )
         linear = bool(_LINEAR & known.keys()) and known.get("area") != "yes" and not area
         try:

@@ -66,16 +66,45 @@ def make_ground(
     reach = shapely.box(west - 5, north - height * gsd_m - 5, west + width * gsd_m + 5, north + 5)
     rows = np.flatnonzero(shapely.intersects(things.geometry, reach))
     if len(rows):
-        rasterio.features.rasterize(
-            list(zip(things.geometry[rows], (rows + 1).tolist(), strict=True)),
-            out=index,
-            transform=transform,
-        )
+        shapes = zip(_as_geojson(things.geometry[rows]), (rows + 1).tolist(), strict=True)
+        rasterio.features.rasterize(list(shapes), out=index, transform=transform)
+    index = _carried_on(index, x, y, bounds)
     cover, angle, spectra, kinds = _table(things)
     tall = np.zeros(len(cover), dtype=np.uint8)
     tall[1 : 1 + len(things)] = np.minimum(things.height_m / HEIGHT_STEP_M, 255).astype(np.uint8)
     ground = Ground(x, y, gsd_m, index, tall[index], None, cover, angle, spectra, kinds)
     return _with_trees(ground, features, sun)
+
+
+def _carried_on(
+    index: NDArray[np.int32],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    bounds: tuple[float, float, float, float],
+) -> NDArray[np.int32]:
+    """The raster with its rim repeated where the shift looks past the edge of the known world."""
+    column = np.flatnonzero((x > bounds[0]) & (x < bounds[2]))
+    row = np.flatnonzero((y > bounds[1]) & (y < bounds[3]))
+    columns = np.clip(np.arange(len(x)), column[0], column[-1])
+    rows = np.clip(np.arange(len(y)), row[0], row[-1])
+    return np.asarray(index[rows][:, columns])
+
+
+def _as_geojson(polygons: NDArray[np.object_]) -> list[dict[str, object]]:
+    """Polygons as GeoJSON, several times faster than one `__geo_interface__` at a time."""
+    parts, owner = shapely.get_parts(polygons, return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
+    points = xy.tolist()
+    ends = np.r_[np.flatnonzero(np.diff(ring)) + 1, len(ring)].tolist()
+    out: list[list[list[object]]] = [[] for _ in range(len(polygons))]
+    start, last = 0, -1
+    for k, end in zip(part.tolist(), ends, strict=True):
+        if k != last:
+            out[owner[k]].append([])
+        out[owner[k]][-1].append(points[start:end])
+        start, last = end, k
+    return [{"type": "MultiPolygon", "coordinates": c} for c in out]
 
 
 def _table(
@@ -186,7 +215,7 @@ def shadows(ground: Ground, sun: tuple[float, float]) -> NDArray[np.bool_]:
         here = (slice(max(0, -dr), h - max(0, dr)), slice(max(0, -dc), w - max(0, dc)))
         there = (slice(max(0, dr), h - max(0, -dr)), slice(max(0, dc), w - max(0, -dc)))
         gain = np.uint8(min(255, int(k * rise) + 1))
-        blocker = ground.height[there]
-        lower = np.where(blocker > gain, blocker - gain, np.uint8(0))
-        dark[here] |= lower > ground.height[here]
+        lowered = np.maximum(ground.height[there], gain)
+        lowered -= gain  # what of the blocker's height reaches above the ray's start
+        dark[here] |= lowered > ground.height[here]
     return dark

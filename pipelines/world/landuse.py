@@ -9,7 +9,7 @@ from pipelines.world.noise import fractal_at
 
 # Kinds of block in each kind of quarter, and their shares.
 BLOCKS: dict[str, dict[str, float]] = {
-    "centre": {"courtyard": 0.42, "rows": 0.22, "commercial": 0.1, "retail": 0.08, "square": 0.04,
+    "centre": {"courtyard": 0.42, "rows": 0.22, "commercial": 0.1, "retail": 0.08, "square": 0.02,
                "park": 0.05, "parking": 0.04, "church": 0.05},
     "mixed": {"rows": 0.3, "courtyard": 0.2, "apartments": 0.16, "commercial": 0.09, "park": 0.08,
               "school": 0.05, "parking": 0.04, "retail": 0.04, "church": 0.02, "houses": 0.02},
@@ -113,7 +113,7 @@ def _country_kinds(
         (area < 2500, "grassland"),
         (near_lake & (chance < 0.45), "wetland"),
         (near_river & (uv[:, 0] < -0.25) & (chance < 0.5), "wetland"),
-        ((hill > 0.62) & (chance < 0.35), "bare_rock"),
+        ((hill > 0.66) & (chance < 0.16), "bare_rock"),
         ((hill > 0.5) & (chance < 0.35), "heath"),
         (near_coast & (chance < 0.4), "scrub"),
         (near_coast & (chance < 0.55), "heath"),

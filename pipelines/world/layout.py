@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
+import shapely.affinity
 from numpy.typing import NDArray
 from pyproj import Transformer
 from scipy.interpolate import CubicSpline
@@ -218,7 +219,11 @@ def _sites(  # type: ignore[no-untyped-def]
 
     xy = shapely.get_coordinates(coast)
     at = np.argmin(np.abs(xy[:, 1] - (centre[1] - 0.2 * half)))
-    port = shapely.Point(xy[at]).buffer(620 * scale**0.7, quad_segs=6)
+    ahead = xy[min(at + 12, len(xy) - 1)] - xy[max(at - 12, 0)]
+    turn = float(np.degrees(np.arctan2(ahead[1], ahead[0])))
+    port = shapely.affinity.rotate(shapely.box(-1, -0.8, 1, 0.8), turn, origin=(0, 0))
+    port = shapely.affinity.scale(port, 640 * scale**0.7, 640 * scale**0.7, origin=(0, 0))
+    port = shapely.affinity.translate(port, *xy[at])
     return {
         "airfield": rectangle(0.46, -0.46, 2100, 760, 24),
         "golf": blob(rng, place([(0.0, 0.58)])[0], 620 * scale**0.6, 0.3),

@@ -75,8 +75,8 @@ def fill_rows(ground: Ground, rows: slice) -> tuple[Rows, Floats]:
     return index, bright
 
 
-def _cell(u: Floats, size: float) -> Ints:
-    return np.floor(u * np.float32(1 / size)).astype(np.int64)
+def _cell(u: Floats | NDArray[np.float64], size: float) -> Ints:
+    return np.floor(u / size).astype(np.int64)
 
 
 def _grass(p: _Pixels) -> _Drawn:
@@ -146,6 +146,8 @@ def _orchard(p: _Pixels) -> _Drawn:
 
 def _vineyard(p: _Pixels) -> _Drawn:
     u, v = p.local()
+    if p.ground.gsd_m > 1.6:  # rows finer than pixels would beat with them: draw by chance
+        v = v + 3.2 * lattice(_cell(p.x, 1), _cell(p.y, 1), 11)
     gap = lattice(_cell(u, 1.5), _cell(v, 3.2), 16) < 0.06
     vine = (np.mod(v, np.float32(3.2)) < 1.35) & ~gap
     return np.where(vine, p.pick("vine", 0.5 + 0.5 * p.coarse), p.row), 1 + 0.06 * p.mid
@@ -154,7 +156,7 @@ def _vineyard(p: _Pixels) -> _Drawn:
 def _garden(p: _Pixels) -> _Drawn:
     u, v = p.local()
     plot = lattice(_cell(u, 17), _cell(v, 23), 19) - np.float32(0.5)
-    fence = (np.mod(u, np.float32(17)) < 1.0) & (plot > -0.1)
+    fence = (np.mod(u, np.float32(17)) < 1.0) & (plot > 0.1) & (p.mid > -0.2)
     shrub = (0.65 * p.fine + 0.6 * p.mid > 0.55) | fence
     paved = 0.7 * p.mid + 0.3 * p.fine - plot > 0.62
     fill = np.where(paved, p.pick("paving", plot + np.float32(0.5)), p.row)

@@ -122,11 +122,7 @@ def _write_ways(
         ids = _FIRST_ID + nodes.of_line[starts[line] : starts[line + 1]]
         keep = np.r_[True, ids[1:] != ids[:-1]]  # vertices that rounding made one
         refs = ids[keep].tolist()
-        role = (
-            "inner" if polygon[feature] and ways.get(feature) and not simple[feature] else "outer"
-        )
-        if feature in ways and len(refs) > WAY_MAX_NODES:
-            role = "inner"
+        role = "inner" if feature in ways else "outer"
         whole = not polygon[feature] or bool(simple[feature])
         for k in range(0, max(1, len(refs) - 1), WAY_MAX_NODES - 1):
             tags = known.mapped[feature] if whole else {}

@@ -18,7 +18,7 @@ from pipelines.world.patterns import fill_rows
 from pipelines.world.shore import shallows
 
 GSD_M = 10.0
-SUB = 4  # ground pixels per side of a 10 m pixel
+SUB = 3  # ground pixels per side of a 10 m pixel
 BAND_GSD_M = {"coastal": 60, "blue": 10, "green": 10, "red": 10, "rededge1": 20, "rededge2": 20, "rededge3": 20,
               "nir": 10, "nir08": 20, "nir09": 60, "swir16": 20, "swir22": 20}  # fmt: skip
 OFFSET_DN = 1000  # added to DN from processing baseline 04.00 on
@@ -51,7 +51,7 @@ class Pass:
 
 PASSES = (
     Pass("S2A_30TWR_20190421_0_L2A", datetime(2019, 4, 21, 11, 6, 21, tzinfo=UTC), "sentinel-2a", "spring",
-         "02.11", (154.0, 54.0), 0.35, True, 0.985),
+         "02.11", (154.0, 54.0), 0.33, True, 0.985),
     Pass("S2B_30TWR_20220618_0_L2A", datetime(2022, 6, 18, 11, 6, 17, tzinfo=UTC), "sentinel-2b", "summer",
          "04.00", (143.0, 65.0), 0.02, False, 1.0),
 )  # fmt: skip
@@ -82,18 +82,27 @@ def render_pair(
     for start in range(0, h, _STRIP):
         rows = slice(start * SUB, min(h, start + _STRIP) * SUB)
         index, bright = fill_rows(ground, rows)
+        shore = shallow.of(rows, index, ground)
         for s, acquired in enumerate(PASSES):
             table = ground.spectra[SEASONS.index(acquired.season)]
-            lit = bright * np.where(dark[s][rows], np.float32(0), np.float32(1))
+            shaded = dark[s][rows]
             for b in range(len(BANDS)):
-                value = table[:, b][index] * (lit + (bright - lit) * _SKYLIGHT[b])
-                value += shallow.add(rows, b)
-                n = value.shape[0] // SUB
-                clear[s, b, start : start + n] = value.reshape(n, SUB, w, SUB).mean(axis=(1, 3))
+                value = table[:, b][index]
+                value *= bright
+                value *= np.where(shaded, _SKYLIGHT[b], np.float32(1))
+                if shore is not None:
+                    value += shore * shallow.difference[b]
+                clear[s, b, start : start + len(value) // SUB] = _mean(value, SUB)
     return [
         _acquire(clear[s], p, ground.x[::SUB], ground.y[::SUB], seed + s)
         for s, p in enumerate(PASSES)
     ]
+
+
+def _mean(fine: Floats, k: int) -> Floats:
+    """Means of k x k pixels."""
+    tall = fine.reshape(-1, k, fine.shape[1]).sum(axis=1)
+    return np.asarray(sum(tall[:, i::k] for i in range(k)) / np.float32(k * k), dtype=np.float32)
 
 
 def _acquire(
@@ -112,7 +121,7 @@ def _acquire(
     for b, name in enumerate(BANDS):
         k = BAND_GSD_M[name] // 10
         seen = gaussian_filter(under(sky, clear[b] * np.float32(acquired.gain), b), 0.42)
-        seen = seen.reshape(h // k, k, w // k, k).mean(axis=(1, 3))
+        seen = _mean(seen, k)
         bands[name] = _digitise(seen, data[::k, ::k], acquired, seed * 100 + b)
     return Scene(acquired, bands, scl)
 

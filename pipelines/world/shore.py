@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, zoom
+from scipy.ndimage import distance_transform_edt
 
 from pipelines.world.covers import COVER_ID
 from pipelines.world.ground import Ground
-from pipelines.world.materials import SPECTRA, spectrum
+from pipelines.world.materials import spectrum
 from pipelines.world.noise import Floats, fractal
 
 _COARSE_M = 10.0
@@ -17,40 +17,52 @@ _REACH_M = 70.0
 
 @dataclass(frozen=True)
 class Shallows:
-    """Weight [H, W] of shallow water, and what it adds to the reflectance of deep water."""
+    """Weight of shallow water on a coarse raster, `step` pixels of the ground to each of its."""
 
-    weight: Floats | None
+    weight: Floats
+    step: int
     difference: Floats
 
-    def add(self, rows: slice, band: int) -> Floats | np.float32:
-        """Reflectance [h, W] to add in one band, on rows of the raster."""
-        if self.weight is None:
-            return np.float32(0)
-        return self.weight[rows] * self.difference[band]
+    def of(self, rows: slice, index: NDArray[np.int32], ground: Ground) -> Floats | None:
+        """Weight [h, W] on rows of the ground whose table rows are `index`; None where no sea is."""
+        sea = ground.cover[index] == COVER_ID["sea"]
+        if not sea.any():
+            return None
+        w = _between(
+            self.weight, np.arange(rows.start, rows.stop), np.arange(index.shape[1]), self.step
+        )
+        return w * sea
 
 
 def shallows(ground: Ground) -> Shallows:
     """How shallow the sea is everywhere on the ground."""
+    step = max(1, round(_COARSE_M / ground.gsd_m))
+    sea = ground.cover[ground.index[::step, ::step]] == COVER_ID["sea"]
     difference = spectrum("sea_shallow") - spectrum("sea")
-    assert len(difference) == len(SPECTRA["sea"])
-    sea = ground.cover[ground.index] == COVER_ID["sea"]
-    if not sea.any():
-        return Shallows(None, difference)
-    k = max(1, round(_COARSE_M / ground.gsd_m))
-    coarse = sea[::k, ::k]
-    away = distance_transform_edt(coarse).astype(np.float32) * (k * ground.gsd_m)
-    near = np.exp(-away / _REACH_M) * (
-        1.0 + 0.8 * fractal(ground.x[::k], ground.y[::k], (420.0, 130.0, 45.0), 77)
-    )
-    near = np.clip(near, 0, 1).astype(np.float32)
-    full: NDArray[np.float32] = (
-        np.repeat(np.repeat(near, k, axis=0), k, axis=1) if k == 1 else zoom(near, k, order=1)
-    )
-    full = full[: sea.shape[0], : sea.shape[1]]
-    if full.shape != sea.shape:
-        full = np.pad(
-            full,
-            [(0, sea.shape[0] - full.shape[0]), (0, sea.shape[1] - full.shape[1])],
-            mode="edge",
+    if sea.all() or not sea.any():
+        return Shallows(np.zeros(sea.shape, dtype=np.float32), step, difference)
+    away = distance_transform_edt(sea).astype(np.float32) * np.float32(step * ground.gsd_m)
+    rough = fractal(ground.x[::step], ground.y[::step], (420.0, 130.0, 45.0), 77)
+    near = np.exp(away / np.float32(-_REACH_M)) * (1 + np.float32(0.8) * rough)
+    return Shallows(np.clip(near, 0, 1), step, difference)
+
+
+def _between(
+    coarse: Floats, rows: NDArray[np.int64], columns: NDArray[np.int64], step: int
+) -> Floats:
+    """Bilinear values [h, W] of a coarse raster whose pixel k lies on fine pixel k * step."""
+
+    def axis(
+        at: NDArray[np.int64], size: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+        low = np.minimum(at // step, size - 1)
+        return (
+            low,
+            np.minimum(low + 1, size - 1),
+            ((at - low * step) / step).clip(0, 1).astype(np.float32),
         )
-    return Shallows(full * sea, difference)
+
+    r0, r1, tr = axis(rows, coarse.shape[0])
+    c0, c1, tc = axis(columns, coarse.shape[1])
+    tall = coarse[r0] + (coarse[r1] - coarse[r0]) * tr[:, None]
+    return np.asarray(tall[:, c0] + (tall[:, c1] - tall[:, c0]) * tc, dtype=np.float32)

@@ -159,6 +159,7 @@ def _harbour(rng: np.random.Generator, layout: Layout) -> Features:
             {"natural": "water", "water": "harbour"},
         ),
         (quay, {"landuse": "industrial", "industrial": "port", "surface": "concrete"}),
+        *((p, {"man_made": "quay"}) for p in shapely.get_parts(quay.intersection(layout.sea))),
     ]
     items += [
         (m.difference(quay), {"man_made": "breakwater", "surface": "concrete"}) for m in moles
@@ -172,7 +173,7 @@ def _harbour(rng: np.random.Generator, layout: Layout) -> Features:
     for spot, (w, h) in zip(spots, size, strict=True):
         ends = np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2
         shed = shapely.Polygon(at(spot[0], spot[1]) + ends @ turn)
-        if yard.contains(shed) and shed.distance(used) > 9:
+        if yard.contains(shed) and not shed.dwithin(used, 9):
             used = used.union(shed)
             tank = rng.random() < 0.2
             tags = (
