@@ -1,22 +1,17 @@
 """Reading a dataset: snapshot, shards, tag vocabulary.
 
 A `Dataset` is pinned to one snapshot: what is published later does not disturb it. Shards are read
-whole, through the zarrs codec pipeline where it is installed (several times faster).
-
-Once this module has read a shard, a forked child of the process hangs at its own first read: use
-threads, or start processes with `spawn` or `forkserver`.
+whole; threads and forked processes may read side by side.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
 
 from schemas.dataset import (
@@ -73,8 +68,6 @@ def open_dataset(path: Path, snapshot: int | None = None) -> Dataset:
 
     Raises GeoLinkError: no dataset there, not published yet, damaged, or made by a newer version.
     """
-    if find_spec("zarrs") is not None:
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
     path = Path(path)
     info = read_info(path)
     found = read_snapshot(path, snapshot)

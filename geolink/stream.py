@@ -34,6 +34,8 @@ _RAGGED = (
     "object_offset", "object_tag_offset", "object_tag", "tag", "edge_offset", "edge", "relation",
     "patch_offset", "patch", "patch_weight",
 )  # fmt: skip
+STREAMED = ("image", *_CHIP, *_OBJECT, *_RAGGED)
+"""Arrays of a shard that are read."""
 _AHEAD = 2
 """Batches packed before they are asked for."""
 
@@ -213,7 +215,7 @@ class _Source:
 
     def read(self, shard: int) -> Arrays:
         """A shard's arrays with its tags as rows of the vocabulary, and weights for them."""
-        arrays = read_shard(self.dataset, self.rows[shard], ("image", *_CHIP, *_OBJECT, *_RAGGED))
+        arrays = read_shard(self.dataset, self.rows[shard], STREAMED)
         rows = tag_rows(self.dataset, arrays.pop("tag"))[arrays["object_tag"]]
         arrays["object_tag"] = rows
         arrays["tag_weight"] = normalise_tag_weight(
@@ -300,24 +302,29 @@ class _Chips:
         """Arrays of some chips, as a shard holds them; within them in stored order."""
         rows = np.sort(self._kept[chips])
         a = self._arrays
+
+        def pick(name: str, index: NDArray[np.int64]) -> NDArray[Any]:
+            # Several times faster than indexing where an item is more than one number.
+            return np.take(a[name], index, axis=0)
+
         objects, object_offset = csr_take(a["object_offset"], rows)
         edges, edge_offset = csr_take(a["edge_offset"], rows)
         tags, tag_offset = csr_take(a["object_tag_offset"], objects)
         patches, patch_offset = csr_take(a["patch_offset"], objects)
         return {
             "image": self._take_images(rows),
-            **{name: a[name][rows] for name in _CHIP},
+            **{name: pick(name, rows) for name in _CHIP},
             "object_offset": object_offset,
-            **{name: a[name][objects] for name in _OBJECT},
+            **{name: pick(name, objects) for name in _OBJECT},
             "object_tag_offset": tag_offset,
-            "object_tag": a["object_tag"][tags],
-            "tag_weight": a["tag_weight"][tags],
+            "object_tag": pick("object_tag", tags),
+            "tag_weight": pick("tag_weight", tags),
             "edge_offset": edge_offset,
-            "edge": a["edge"][edges],
-            "relation": a["relation"][edges],
+            "edge": pick("edge", edges),
+            "relation": pick("relation", edges),
             "patch_offset": patch_offset,
-            "patch": a["patch"][patches],
-            "patch_weight": a["patch_weight"][patches],
+            "patch": pick("patch", patches),
+            "patch_weight": pick("patch_weight", patches),
         }
 
     def _take_images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
