@@ -277,8 +277,8 @@ def clip(
 
     Left out and counted: pieces of lower dimension than the feature, where it only touches the chip
     (`touch_only`); pieces below a millimetre (`object_sliver`); objects below the minimum sizes
-    (`object_below_minimum`); what exceeds the cap per chip (`object_over_cap`), of which the
-    largest are kept: polygons by share of the chip's area, lines by share of its perimeter.
+    (`object_below_minimum`); what exceeds the cap per chip (`object_over_cap`), which keeps the
+    largest by extent: length of a line, square root of a polygon's area.
 
     bounds_utm: [N, 4] metres. frame: [F] the only chip each feature may belong to.
     """
@@ -300,7 +300,8 @@ def clip(
     order = np.lexsort([*box.T[::-1], features.part[source], features.osm[source], kind, chip])
     order = order[~(sliver | small)[order]]
     if options.max_per_chip is not None:
-        order, over = _largest(order, chip, measure / whole, options.max_per_chip)
+        extent = np.where(kind == Kind.POLYGON, np.sqrt(measure), measure)
+        order, over = _largest(order, chip, extent, options.max_per_chip)
         counts["object_over_cap"] += over
     source = source[order]
     return Objects(
@@ -368,9 +369,9 @@ def _cut(
     return np.r_[geometry[inside], parts[kept]], chip[pair], source[pair]
 
 
-def _largest(order: Ints, chip: Ints, share: NDArray[np.float64], most: int) -> tuple[Ints, int]:
+def _largest(order: Ints, chip: Ints, extent: NDArray[np.float64], most: int) -> tuple[Ints, int]:
     """The part of `order` that holds the `most` largest of each chip, and how many it leaves."""
-    by_size = np.lexsort([-share[order], chip[order]])
+    by_size = np.lexsort([-extent[order], chip[order]])
     per_chip = np.bincount(chip[order], minlength=1).astype(np.int64)
     kept = np.zeros(len(order), bool)
     kept[by_size] = ranks(per_chip) < most
