@@ -104,7 +104,7 @@ def contact_sheet(
 def draw_chips(chips: Sequence[Arrays], info: DatasetInfo) -> Figure:
     """One row a chip, five views each, with legends."""
     rows = len(chips)
-    legend = 1.35
+    legend = 1.05
     figure = Figure(figsize=(12.5, 2.62 * rows + legend), facecolor="white", layout=None)
     axes = figure.subplots(rows, 5, squeeze=False)
     height = 2.62 * rows + legend
@@ -132,9 +132,10 @@ def draw_chips(chips: Sequence[Arrays], info: DatasetInfo) -> Figure:
         for relation, color in RELATION_COLORS.items()
         if relation in kinds
     ]
-    for items, y in ((handles, 0.86), (edges, 0.38)):
+    for items, y in ((handles, 0.86), (edges, 0.36)):
         figure.legend(
             handles=items, loc="upper center", bbox_to_anchor=(0.5, y * legend / height),
+            borderaxespad=0,
             ncols=10, fontsize=8, frameon=False, handlelength=1.2, columnspacing=1.1,
         )  # fmt: skip
     return figure

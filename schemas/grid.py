@@ -132,13 +132,22 @@ def to_lonlat(epsg: int) -> Transformer:
 def chip_at(grid: Grid, lon: float, lat: float) -> Chip:
     """The chip that holds a place in degrees.
 
-    Near a zone border the square that holds the place may have its centre in the neighbouring
-    zone; then the place's chip is the neighbour zone's square.
+    Near a zone border (or the equator) the square that holds the place may have its centre in the
+    neighbouring zone; then the place's chip is the neighbour zone's square. In a sliver, where
+    that one has its centre here in turn, it is the square of the place's own zone.
     """
     epsg = utm_epsg(lon, lat)
     chip = _square_at(grid, epsg, lon, lat)
-    owner = utm_epsg(*chip_center_lonlat(chip))
-    return chip if owner == epsg else _square_at(grid, owner, lon, lat)
+    owner = _center_epsg(chip)
+    if owner == epsg:
+        return chip
+    other = _square_at(grid, owner, lon, lat)
+    return other if _center_epsg(other) == owner else chip
+
+
+def _center_epsg(chip: Chip) -> int:
+    lon, lat = chip_center_lonlat(chip)
+    return utm_epsg(lon, min(max(lat, MIN_LATITUDE), MAX_LATITUDE))
 
 
 def _square_at(grid: Grid, epsg: int, lon: float, lat: float) -> Chip:
@@ -161,13 +170,17 @@ def chip_center_lonlat(chip: Chip) -> tuple[float, float]:
 
 
 def neighbours(chip: Chip) -> list[Chip]:
-    """The eight squares around a chip in its own zone, row by row from the north-west."""
-    return [
+    """The squares around a chip in its own zone, row by row from the north-west.
+
+    Eight of them; fewer at the edge of the zone's coordinates, where ids would be negative.
+    """
+    around = [
         chip._replace(col=chip.col + dc, row=chip.row + dr)
         for dr in (1, 0, -1)
         for dc in (-1, 0, 1)
         if (dc, dr) != (0, 0)
     ]
+    return [c for c in around if c.col >= 0 and c.row >= 0]
 
 
 def chip_name(chip: Chip) -> str:
@@ -259,7 +272,7 @@ def blocks_in(grid: Grid, lonlat: Bounds) -> Iterator[Block]:
         raise GeoLinkError(f"region {lonlat} has no area; give west < east and south < north")
     for lat in (south, north):
         utm_epsg(west, lat)
-    crosses_equator = south < 0 < north
+    crosses_equator = south < -1e-9 and north > 0
     halves = [(south, -1e-9), (0.0, north)] if crosses_equator else [(south, north)]
     for first, last in halves:
         zone_west = math.floor(west / 6.0) * 6.0

@@ -106,12 +106,21 @@ def _readable(
         if path and isinstance(part, str) and part in _union_labels(owner, path[-1]):
             owner = _union_labels(owner, path[-1])[part] or owner
             continue
+        if path and isinstance(part, int):
+            owner = _entry_model(owner, path[-1]) or owner
         path.append(part)
         if i < len(loc) - 1 and isinstance(part, str) and part in owner.model_fields:
             models = [m for m in _union_labels(owner, part).values() if m]
             if len(models) == 1:
                 owner = models[0]
     return tuple(path), owner
+
+
+def _entry_model(owner: type[BaseModel], field: int | str) -> type[BaseModel] | None:
+    """The model of the entries of a field that is a list of models."""
+    known = isinstance(field, str) and field in owner.model_fields
+    entries = get_args(owner.model_fields[str(field)].annotation) if known else ()
+    return next((e for e in entries if isinstance(e, type) and issubclass(e, BaseModel)), None)
 
 
 def _union_labels(owner: type[BaseModel], field: int | str) -> dict[str, type[BaseModel] | None]:

@@ -99,6 +99,8 @@ def pretrain(config: Path, as_json: bool) -> None:
     with output.step_progress(quiet=as_json) as progress:
         result = run(training, progress=progress)
     output.run_summary(result, as_json=as_json)
+    if not result.finished:
+        sys.exit(INTERRUPTED)
 
 
 @cli.command()
@@ -111,11 +113,7 @@ def evaluate(config: Path, as_json: bool) -> None:
     from schemas.evaluation import EvaluateConfig
     from schemas.load import load_config
 
-    evaluation = load_config(config, EvaluateConfig)
-    result = run(evaluation)
-    if evaluation.output is not None:
-        output.write_json(evaluation.output, result)
-    output.evaluation_summary(result, as_json=as_json)
+    output.evaluation_summary(run(load_config(config, EvaluateConfig)), as_json=as_json)
 
 
 @cli.command()

@@ -5,13 +5,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
-
-from schemas.errors import GeoLinkError
 
 if TYPE_CHECKING:
     from geolink.training.loop import RunResult
@@ -22,15 +19,6 @@ if TYPE_CHECKING:
 def print_json(data: object) -> None:
     """Print as indented JSON."""
     click.echo(json.dumps(data, indent=2, default=str))
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write as indented JSON. Raises GeoLinkError where the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise GeoLinkError(f"cannot write {path}: {error}") from error
 
 
 def table(rows: Mapping[str, Any], *, as_json: bool) -> None:

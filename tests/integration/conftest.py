@@ -27,18 +27,18 @@ WriteConfig = Callable[..., Path]
 
 @pytest.fixture
 def satellite_config(town: World, cache: Path, tmp_path: Path) -> WriteConfig:
-    """Writes the config of a 10 m dataset over the town: 4 x 4 chips of 32 px a shard."""
+    """Writes the config of a 10 m dataset over the town: 2 x 2 chips of 32 px a shard."""
 
     def write(name: str = "satellite", **changes: Any) -> Path:
         config: dict[str, Any] = {
             "name": "satellite",
             "dataset": name,
             "region": {"bbox": list(town.bounds_lonlat)},
-            "grid": {"gsd_m": 10, "size": 32, "patch": 8, "shard_side": 4},
+            "grid": {"gsd_m": 10, "size": 32, "patch": 8, "shard_side": 2},
             "sensor": "sentinel-2-l2a",
             "scenes": {"stac": str(town.s2_catalog)},
             "osm": {"pbf": str(town.pbf)},
-            "splits": {"block_km": 1.28, "train": 0.6, "val": 0.2, "test": 0.2},
+            "splits": {"block_km": 0.64, "train": 0.6, "val": 0.2, "test": 0.2},
             "cache": str(cache),
         }
         config.update(changes)

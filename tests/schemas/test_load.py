@@ -116,7 +116,6 @@ def test_all_mistakes_of_a_file_are_listed(tmp_path: Path) -> None:
     assert "town.yaml:12: scenes.max_cloud" in message
 
 
-@pytest.mark.xfail(reason="the nearest key is not looked up in lists", strict=False)
 def test_a_misspelt_key_in_a_list_of_bands_is_named_with_the_right_one(tmp_path: Path) -> None:
     table = """sensor:
   name: mine

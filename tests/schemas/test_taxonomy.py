@@ -87,7 +87,6 @@ def test_a_users_file_replaces_it(tmp_path: Path) -> None:
     assert taxonomy.names == ("water", "road")
 
 
-@pytest.mark.xfail(reason="the nearest key is not looked up in lists", strict=False)
 def test_a_misspelt_key_of_a_class_is_named_with_its_line_and_the_right_one(tmp_path: Path) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text(
