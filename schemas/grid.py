@@ -291,6 +291,6 @@ def _zone_blocks(grid: Grid, lonlat: Bounds) -> Iterator[Block]:
         west - shift, south, east - shift, north, densify_pts=101
     )
     side = grid.shard_m
-    for row in range(math.floor(y0 / side), math.floor(y1 / side) + 1):
+    for row in range(max(0, math.floor(y0 / side)), math.floor(y1 / side) + 1):
         for col in range(math.floor(x0 / side), math.floor(x1 / side) + 1):
             yield Block(epsg, col, row)

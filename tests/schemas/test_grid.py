@@ -186,6 +186,10 @@ def test_a_packed_chip_is_that_chip(grid: Grid, epsg: int, data: st.DataObject) 
 def test_neighbours_surround_a_chip(grid: Grid, lon: float, lat: float) -> None:
     chip = chip_at(grid, lon, lat)
     around = neighbours(chip)
+    if chip.row == 0:
+        assert len(set(around)) == 5
+        assert min(c.row for c in around) == 0
+        return
     assert len(set(around)) == 8
     assert chip not in around
     x0, y0, x1, y1 = chip_bounds(chip)
