@@ -48,7 +48,11 @@ def test_a_built_dataset_can_be_read_whole(satellite_config: WriteConfig) -> Non
     assert len(rows) >= 4
     for row in rows:
         sizes = validate(read_shard(dataset, row))
-        assert (sizes["chip"], sizes["object"], sizes["edge"]) == (row.chips, row.objects, row.edges)
+        assert (sizes["chip"], sizes["object"], sizes["edge"]) == (
+            row.chips,
+            row.objects,
+            row.edges,
+        )
     assert sum(r.objects for r in rows) > 500
     assert {r.split for r in rows} == {"train", "val", "test"}
 
