@@ -1,28 +1,25 @@
-"""Pixels of a block: one lazy stackstac load, radiometry, masks, composite, chips."""
+"""Pixels of a block: each scene loaded once by stackstac, radiometry, masks, composite, chips."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import stackstac
-import xarray as xr
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
 from pipelines.items import Scene, stac_item
 from pipelines.radiometry import apply_offset
-from pipelines.rasters import AssetError, GridReader, OpenFiles, is_remote, network_fault
+from pipelines.rasters import Asset, AssetError, GridReader, OpenFiles, is_remote, network_fault
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import Sensor
-
-_MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -74,25 +71,20 @@ def load_block(
 
     Raises GeoLinkError if the network fails, so that the block is tried again later.
     """
-    size_y = round((bounds_utm[3] - bounds_utm[1]) / gsd_m)
-    size_x = round((bounds_utm[2] - bounds_utm[0]) / gsd_m)
-    composite = _Composite(sensor, (size_y, size_x))
+    place = {"epsg": epsg, "bounds": bounds_utm, "resolution": gsd_m}
+    x0, y0, x1, y1 = bounds_utm
+    composite = _Composite(sensor, (round((y1 - y0) / gsd_m), round((x1 - x0) / gsd_m)))
     counts: Counter[str] = Counter()
     radiometry: dict[str, str] = {}
-    clipped: dict[str, int] = {}
-    with closing(OpenFiles()) as files, _scheduler(scenes) as scheduler:
-        assets = {a.key: a for s in scenes for a in (*s.bands, s.mask) if a}
-        place = {"epsg": epsg, "bounds": bounds_utm, "resolution": gsd_m}
-        shared = {"assets": assets, "files": files, "clipped": clipped}
-        bands, masks = lazy_stacks(scenes, sensor, Resampling[resampling], place, shared)
+    with _loader(scenes, sensor, place, Resampling[resampling]) as loader:
         for rank, scene in enumerate(scenes):
             if composite.complete:
                 break
             try:
-                clouded = _clouded(masks.read(rank, scheduler), sensor)
+                clouded = loader.clouded(scene)
                 if not composite.wants(clouded):
                     continue
-                image = bands.read(rank, scheduler)
+                image = loader.image(scene)
             except AssetError as error:
                 if network_fault(error.href, error):
                     raise GeoLinkError(
@@ -103,7 +95,7 @@ def load_block(
                 continue
             if image is None:
                 continue
-            counts["pixel_out_of_range"] += sum(clipped.get(a.key, 0) for a in scene.bands)
+            counts["pixel_out_of_range"] += sum(loader.clipped.get(a.key, 0) for a in scene.bands)
             apply_offset(image, scene.offset, sensor.nodata)
             if composite.add(rank, image, clouded):
                 radiometry[scene.id] = f"{scene.offset:+d}: {scene.offset_reason}"
@@ -119,17 +111,6 @@ def load_block(
         {k: n for k, n in counts.items() if n},
         radiometry,
     )
-
-
-@contextmanager
-def _scheduler(scenes: Sequence[Scene]) -> Iterator[dict[str, Any]]:
-    """Dask's arguments: one thread for local files, several where waiting takes the time."""
-    if not any(is_remote(a.href) for s in scenes for a in s.bands):
-        yield {"scheduler": "synchronous"}
-        return
-    # A pool of our own: dask's would go on reading from files that are closed after an error.
-    with ThreadPoolExecutor(8) as pool:
-        yield {"scheduler": "threads", "pool": pool}
 
 
 def cut_chips(block: BlockImage, side: int, size: int) -> ChipImages:
@@ -214,95 +195,93 @@ class _Composite:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A lazy stackstac array, with the items and bands that stackstac left out filled back in."""
+class _Loader:
+    """Reads scenes onto a block, each by one lazy `stackstac.stack` that is then computed."""
 
-    array: xr.DataArray | None
-    """[time, band, y, x]; None: no item meets the bounds."""
-    names: tuple[str, ...]
-    shape: tuple[int, int]
-    fill: np.unsignedinteger[Any]
+    sensor: Sensor
+    place: dict[str, Any]
+    """stackstac's `epsg`, `bounds` (whole pixels of the grid) and `resolution`."""
+    resampling: Resampling
+    reader: Callable[..., GridReader]
+    scheduler: Mapping[str, Any]
+    """Dask's arguments."""
+    clipped: dict[str, int]
+    """By `Asset.key`: pixels that did not fit the storage type."""
 
-    @classmethod
-    def of(
-        cls,
-        items: list[dict[str, Any]],
-        names: tuple[str, ...],
-        reader: Callable[..., GridReader],
-        place: Mapping[str, Any],
+    def image(self, scene: Scene) -> NDArray[Any] | None:
+        """Pixels [band, y, x], writable; None: the scene does not meet the block."""
+        names = (b.name for b in self.sensor.bands)
+        fill = np.dtype(self.sensor.dtype).type(self.sensor.nodata)
+        return self._load(scene, dict(zip(names, scene.bands)), self.resampling, fill)
+
+    def clouded(self, scene: Scene) -> NDArray[np.bool_] | None:
+        """[y, x] where the scene's mask marks pixels as invalid; None: it has no mask here."""
+        if self.sensor.mask is None or scene.mask is None:
+            return None
+        mask = self._load(scene, {"mask": scene.mask}, Resampling.nearest, np.uint16(0))
+        if mask is None:
+            return None
+        # A table look-up: one pass, however many values are invalid.
+        bad = np.zeros(np.iinfo(mask.dtype).max + 1, bool)
+        bad[list(self.sensor.mask.invalid)] = True
+        clouded: NDArray[np.bool_] = bad[mask[0]]
+        return clouded
+
+    def _load(
+        self,
+        scene: Scene,
+        assets: Mapping[str, Asset],
         resampling: Resampling,
         fill: np.unsignedinteger[Any],
-    ) -> "Stack":
-        """One `stackstac.stack` of all items; nothing is read yet."""
-        x0, y0, x1, y1 = place["bounds"]
-        shape = (round((y1 - y0) / place["resolution"]), round((x1 - x0) / place["resolution"]))
-        # Items get their rank as id: scenes of two collections may share one.
-        ranked = [{**item, "id": str(n)} for n, item in enumerate(items) if item["assets"]]
-        if not ranked:
-            return cls(None, names, shape, fill)
+    ) -> NDArray[Any] | None:
         array = stackstac.stack(
-            ranked,
-            assets=list(names),
+            [stac_item(scene, assets)],
+            assets=list(assets),
             snap_bounds=False,
             resampling=resampling,
             chunksize=(1, 1, -1, -1),
             dtype=fill.dtype,
             fill_value=fill,
             rescale=False,
-            sortby_date=False,
             xy_coords="center",
             properties=False,
             band_coords=False,
-            reader=reader,
-            **place,
+            reader=self.reader,
+            **self.place,
         )
-        return cls(array if array.size else None, names, shape, fill)
-
-    def read(self, rank: int, scheduler: Mapping[str, Any]) -> NDArray[Any] | None:
-        """Pixels [band, y, x] of one scene, writable; None: it does not meet the bounds."""
-        if self.array is None or str(rank) not in self.array["id"].values:
+        # stackstac leaves out items and bands that do not meet the bounds.
+        if not array.size:
             return None
-        row = list(self.array["id"].values).index(str(rank))
-        data = self.array.data[row].compute(**scheduler)
-        present = [self.names.index(n) for n in self.array["band"].values]
-        if len(present) < len(self.names):
-            whole = np.full((len(self.names), *self.shape), self.fill)
-            whole[present] = data
-            return whole
-        pixels: NDArray[Any] = np.require(data, requirements="W")
-        return pixels
+        data = array.data[0].compute(**self.scheduler)
+        present = [list(assets).index(name) for name in array["band"].values]
+        if len(present) == len(assets):
+            pixels: NDArray[Any] = np.require(data, requirements="W")
+            return pixels
+        whole = np.full((len(assets), *data.shape[1:]), fill)
+        whole[present] = data
+        return whole
 
 
-def lazy_stacks(
-    scenes: Sequence[Scene],
-    sensor: Sensor,
-    resampling: Resampling,
-    place: Mapping[str, Any],
-    shared: Mapping[str, Any],
-) -> tuple[Stack, Stack]:
-    """Lazy stackstac arrays of the scenes' bands and of their masks.
-
-    place: stackstac's `epsg`, `bounds` (whole pixels of the grid) and `resolution`;
-    shared: arguments that every `GridReader` of the load gets.
-    """
-    names = tuple(b.name for b in sensor.bands)
-    used = frozenset(b.index for b in sensor.bands)
-    reader = partial(GridReader, data_bands=used, **shared)
-    images = [stac_item(s, dict(zip(names, s.bands, strict=True))) for s in scenes]
-    masks = [stac_item(s, {_MASK: s.mask} if s.mask else {}) for s in scenes]
-    dtype = np.dtype(sensor.dtype)
-    fill = dtype.type(sensor.nodata)
-    return (
-        Stack.of(images, names, reader, place, resampling, fill),
-        Stack.of(masks, (_MASK,), reader, place, Resampling.nearest, np.uint16(0)),
-    )
-
-
-def _clouded(mask: NDArray[Any] | None, sensor: Sensor) -> NDArray[np.bool_] | None:
-    if mask is None or sensor.mask is None:
-        return None
-    # A table look-up: one pass, however many values are invalid.
-    bad = np.zeros(np.iinfo(mask.dtype).max + 1, bool)
-    bad[list(sensor.mask.invalid)] = True
-    clouded: NDArray[np.bool_] = bad[mask[0]]
-    return clouded
+@contextmanager
+def _loader(
+    scenes: Sequence[Scene], sensor: Sensor, place: dict[str, Any], resampling: Resampling
+) -> Iterator[_Loader]:
+    """A loader whose files are open until the end of the block."""
+    clipped: dict[str, int] = {}
+    remote = any(is_remote(a.href) for s in scenes for a in s.bands)
+    with ExitStack() as stack:
+        files = stack.enter_context(closing(OpenFiles()))
+        scheduler: dict[str, Any] = {"scheduler": "synchronous"}
+        if remote:
+            # Several threads where waiting takes the time. The pool is ours, and ends before the
+            # files are closed: dask's own would go on reading from them after an error.
+            pool = stack.enter_context(ThreadPoolExecutor(8))
+            scheduler = {"scheduler": "threads", "pool": pool}
+        reader = partial(
+            GridReader,
+            assets={a.key: a for s in scenes for a in (*s.bands, s.mask) if a},
+            data_bands=frozenset(b.index for b in sensor.bands),
+            files=files,
+            clipped=clipped,
+        )
+        yield _Loader(sensor, place, resampling, reader, scheduler, clipped)
