@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pystac
 import shapely
+from pystac.stac_io import DefaultStacIO
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
@@ -236,10 +237,24 @@ def _plain_boxes(bounds_lonlat: Bounds) -> list[Bounds]:
     return [(west, south, 180.0, north), (-180.0, south, east - 360.0, north)]
 
 
+class _CatalogIO(DefaultStacIO):
+    """Reads static catalogs as APIs are read: with a time limit, tries and `APIError`."""
+
+    def __init__(self, api: StacApiIO) -> None:
+        super().__init__()
+        self._api = api
+
+    def read_text(self, source: pystac.link.HREF, *args: Any, **kwargs: Any) -> str:
+        """Text of a path or URL."""
+        href = source.absolute_href if isinstance(source, pystac.Link) else str(source)
+        text: str = self._api.read_text(href)
+        return text
+
+
 def _walk(
     address: str, io: StacApiIO, source: SceneSource, bounds_lonlat: Bounds
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
-    root = pystac.read_file(address, stac_io=io)
+    root = pystac.read_file(address, stac_io=_CatalogIO(io))
     if not isinstance(root, pystac.Catalog):
         raise GeoLinkError(f"{address} is a STAC {type(root).__name__}, not a catalog")
     for item in root.get_items(recursive=True):
