@@ -67,7 +67,7 @@ def render_aerial(
 def _film(light: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Reflectance to a display value by a gamma, with grain of a few counts."""
     tone = 255 * np.clip(light * np.float32(1 / 0.42), 0, 1) ** np.float32(0.58)
-    return np.clip(np.rint(tone + 5 * noise), 1, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(tone + 5 * noise), 1, 255), dtype=np.uint8)
 
 
 def _with_ridges_and_cars(

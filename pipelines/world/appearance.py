@@ -31,7 +31,8 @@ PITCHED = {
     "semidetached_house",
     "cabin",
 }
-HALLS = {"industrial", "warehouse", "manufacture", "retail", "supermarket", "hangar", "train_station", "shed",
+HALLS = {"industrial", "warehouse", "manufacture", "retail", "supermarket", "hangar",
+    "train_station", "shed",
          "garage", "garages", "roof", "carport"}  # fmt: skip
 FARM = {"barn", "farm_auxiliary", "cowshed", "stable", "sty"}
 
@@ -111,7 +112,8 @@ _LINES: tuple[tuple[str, str, str, int, float], ...] = (
     ("barrier", "wall city_wall", "wall", DECK, 0.7),
     ("natural", "tree_row", "hedge", TOP, 5.5),
 )
-_HEIGHT = {"hedge": 2.4, "forest": 12.0, "orchard": 1.5, "scrub": 1.2, "vineyard": 1.0, "wall": 1.5, "car": 1.4,
+_HEIGHT = {"hedge": 2.4, "forest": 12.0, "orchard": 1.5, "scrub": 1.2, "vineyard": 1.0,
+    "wall": 1.5, "car": 1.4,
            "solar": 2.0, "hedge_row": 8.0}  # fmt: skip
 
 
@@ -208,8 +210,7 @@ def _area_look(tags: Tags, area_m2: float) -> tuple[int, int, float, float] | No
         cover, height = _roof(value, area_m2, tags)
         return COVER_ID[cover], BUILDING, height, 0.0
     for key, values, cover, layer in _AREAS:
-        value = tags.get(key)
-        if value is not None and (values == "*" or value in values.split()):
+        if key in tags and (values == "*" or tags[key] in values.split()):
             if cover == "court" and tags.get("surface", "grass") in ("grass", "artificial_turf"):
                 cover = "turf"
             if cover == "lake" and tags.get("water") in ("river", "canal"):

@@ -11,14 +11,17 @@ Polygons = NDArray[np.object_]
 
 # Kind of block -> (style of building, values of building=*, their shares, levels from, to).
 BUILT: dict[str, tuple[str, list[str], list[float], tuple[int, int]]] = {
-    "rows": ("rows", ["apartments", "residential", "house", "retail"], [0.45, 0.25, 0.2, 0.1], (2, 5)),
+    "rows": ("rows", ["apartments", "residential", "house", "retail"], [0.45, 0.25, 0.2, 0.1], (2,
+        5)),
     "terraces": ("terraces", ["terrace", "house"], [0.6, 0.4], (2, 3)),
     "houses": ("houses", ["house", "detached", "bungalow"], [0.62, 0.3, 0.08], (1, 2)),
     "village": ("village", ["house", "detached", "farm", "barn"], [0.6, 0.2, 0.08, 0.12], (1, 2)),
-    "apartments": ("apartments", ["apartments", "residential", "dormitory"], [0.8, 0.15, 0.05], (4, 10)),
+    "apartments": ("apartments", ["apartments", "residential", "dormitory"], [0.8, 0.15, 0.05],
+        (4, 10)),
     "commercial": ("commercial", ["office", "commercial", "hotel"], [0.55, 0.35, 0.1], (2, 7)),
     "retail": ("retail", ["retail", "supermarket", "commercial"], [0.6, 0.2, 0.2], (1, 2)),
-    "industrial": ("industrial", ["industrial", "warehouse", "manufacture"], [0.5, 0.35, 0.15], (1, 3)),
+    "industrial": ("industrial", ["industrial", "warehouse", "manufacture"], [0.5, 0.35, 0.15],
+        (1, 3)),
     "depot": ("industrial", ["warehouse", "industrial"], [0.6, 0.4], (1, 2)),
     "school": ("campus", ["school"], [1.0], (1, 3)),
     "university": ("campus", ["university", "college"], [0.8, 0.2], (3, 6)),
@@ -91,7 +94,8 @@ def _churches(rng: np.random.Generator, blocks: Polygons) -> Features:
         angle = rng.normal(0, 0.15)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         k = min(1.0, float(block.area) ** 0.5 / 60)
-        cross = [(-22, -6), (4, -6), (4, -13), (14, -13), (14, -6), (22, -4), (22, 4), (14, 6), (14, 13),
+        cross = [(-22, -6), (4, -6), (4, -13), (14, -13), (14, -6), (22, -4), (22, 4), (14, 6),
+            (14, 13),
                  (4, 13), (4, 6), (-22, 6)]  # fmt: skip
         church = shapely.Polygon(centre + np.array(cross) * k @ turn)
         if block.contains(church):
@@ -105,7 +109,7 @@ def _churches(rng: np.random.Generator, blocks: Polygons) -> Features:
                         "denomination": "catholic",
                         "height": "16",
                     },
-                )  # fmt: skip
+                )
             )
     return features([g for g, _ in items], [t for _, t in items])
 
@@ -134,7 +138,7 @@ def _middle_lines(shapes: Polygons) -> NDArray[np.object_]:
     xy = np.where(long[:, None, None], xy, np.roll(xy, -1, axis=1))
     ends = np.stack([(xy[:, 0] + xy[:, 3]) / 2, (xy[:, 1] + xy[:, 2]) / 2], axis=1)
     lines, _ = parts_of(shapely.intersection(shapely.linestrings(ends), shapes), 1)
-    return lines[shapely.length(lines) > 5]
+    return np.asarray(lines[shapely.length(lines) > 5], dtype=object)
 
 
 def _rectangles(

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pyproj import Transformer
 
 from pipelines.world.aerial import render_aerial
@@ -125,7 +127,11 @@ def _write_sentinel2(
         home = item_folder(folder, S2_COLLECTION, scene.acquired.name)
         home.mkdir(parents=True, exist_ok=True)
         files = {}
-        for name, array in {**scene.bands, "scl": scene.scl}.items():
+        arrays: dict[str, NDArray[np.uint8] | NDArray[np.uint16]] = {
+            **scene.bands,
+            "scl": scene.scl,
+        }
+        for name, array in arrays.items():
             gsd = float(BAND_GSD_M.get(name, 20))
             grid = Grid(epsg, (bounds[0], bounds[3]), gsd, (array.shape[0], array.shape[1]))
             path = home / f"{name}.tif"
@@ -168,7 +174,7 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _save(manifest: Path, inputs: dict[str, object], world: World) -> None:
+def _save(manifest: Path, inputs: Mapping[str, object], world: World) -> None:
     """Written last, and whole: a folder without it is not a world."""
     fields = {
         k: str(v.relative_to(world.folder)) if isinstance(v, Path) else v

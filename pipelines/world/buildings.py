@@ -87,7 +87,7 @@ class _Frames:
 
     def point(self, s: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
         inward = np.c_[-self.along[:, 1], self.along[:, 0]]
-        return self.origin + self.along * s[:, None] + inward * t[:, None]
+        return np.asarray(self.origin + self.along * s[:, None] + inward * t[:, None])
 
 
 def _shapes(

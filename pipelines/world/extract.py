@@ -1,5 +1,6 @@
 """A real OSM extract as features to draw: what is mapped is taken to be there."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from shapely import ops
 from pipelines.world.features import Features, Tags
 from schemas.errors import GeoLinkError
 
-_AREA_KEYS = {"building", "building:part", "landuse", "natural", "leisure", "amenity", "aeroway", "man_made", "power",
+_log = logging.getLogger(__name__)
+_AREA_KEYS = {"building", "building:part", "landuse", "natural", "leisure", "amenity", "aeroway",
+    "man_made", "power",
               "water", "place", "shop", "tourism", "historic", "boundary"}  # fmt: skip
 _LINEAR = {"highway", "railway", "barrier", "waterway"}
 
@@ -49,6 +52,7 @@ def _read(path: Path) -> tuple[np.ndarray[tuple[int], np.dtype[np.object_]], lis
     reader = (
         osmium.FileProcessor(str(path)).with_areas().with_filter(osmium.filter.EmptyTagFilter())
     )
+    lost = 0
     for thing in reader:
         known = {t.k: t.v for t in thing.tags}
         area = bool(_AREA_KEYS & known.keys()) and known.get("area") != "no"
@@ -66,9 +70,12 @@ def _read(path: Path) -> tuple[np.ndarray[tuple[int], np.dtype[np.object_]], lis
             else:
                 continue
         except (RuntimeError, osmium.InvalidLocationError):
-            continue  # a way that the extract's border cut to less than a line
+            lost += 1  # cut to nothing by the extract's border, or rings that do not close
+            continue
         geometry.append(wkb)
         tags.append(known)
+    if lost:
+        _log.info("%s: %d objects have no geometry and are not drawn", path.name, lost)
     return np.atleast_1d(
         shapely.from_wkb(np.array(geometry, dtype=object), on_invalid="ignore")
     ), tags

@@ -4,7 +4,7 @@ Pixels hold rows of one table: row 0 is open land, rows 1..N the drawables, and 
 kinds of tree, shrub, car and so on that patterns put in (`KINDS`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import rasterio.features
@@ -17,7 +17,8 @@ from pipelines.world.covers import COVER_ID, COVER_NAMES, COVERS
 from pipelines.world.features import Features
 from pipelines.world.noise import lattice, uniform, value_noise_at
 
-KINDS: dict[str, tuple[str, int]] = {"tree": ("tree", 24), "car": ("car", 12), "soil": ("bare", 3), "vine": ("hedge", 4),
+KINDS: dict[str, tuple[str, int]] = {"tree": ("tree", 24), "car": ("car", 12), "soil": ("bare",
+    3), "vine": ("hedge", 4),
                                      "paving": ("plaza", 3), "marking": ("marking", 1)}  # fmt: skip
 TREE_CELL_M = 9.0
 HEIGHT_STEP_M = 0.25  # heights are stored in these steps, up to 63 m
@@ -60,8 +61,8 @@ def make_ground(
     width, height = round((x1 - x0) / gsd_m), round((y1 - y0) / gsd_m)
     west, north = x0 - shift_m[0], y1 - shift_m[1]
     transform = Affine(gsd_m, 0, west, 0, -gsd_m, north)
-    x = west + (np.arange(width) + 0.5) * gsd_m
-    y = north - (np.arange(height) + 0.5) * gsd_m
+    x = west + (np.arange(width, dtype=np.float64) + 0.5) * gsd_m
+    y = north - (np.arange(height, dtype=np.float64) + 0.5) * gsd_m
     index = np.zeros((height, width), dtype=np.int32)
     reach = shapely.box(west - 5, north - height * gsd_m - 5, west + width * gsd_m + 5, north + 5)
     rows = np.flatnonzero(shapely.intersects(things.geometry, reach))
@@ -141,7 +142,7 @@ def _with_trees(ground: Ground, features: Features, sun: tuple[float, float] | N
     tall = np.minimum((3.0 + radius * 2.1) / HEIGHT_STEP_M, 255).astype(np.uint8)
     shade = None if sun is None else np.full(ground.index.shape, 128, dtype=np.uint8)
     _stamp(ground, xy, radius, kind, tall, shade, sun)
-    return Ground(**{**ground.__dict__, "shade": shade})
+    return replace(ground, shade=shade)
 
 
 def _wild_trees(ground: Ground) -> NDArray[np.float64]:
@@ -149,8 +150,7 @@ def _wild_trees(ground: Ground) -> NDArray[np.float64]:
     step = TREE_CELL_M
     i = np.arange(int(ground.x[0] // step), int(ground.x[-1] // step) + 1)
     j = np.arange(int(ground.y[-1] // step), int(ground.y[0] // step) + 1)
-    ii, jj = np.meshgrid(i, j)
-    ii, jj = ii.ravel(), jj.ravel()
+    ii, jj = (a.ravel() for a in np.meshgrid(i, j))
     xy = np.c_[(ii + lattice(ii, jj, 31)) * step, (jj + lattice(ii, jj, 32)) * step]
     column = np.floor((xy[:, 0] - ground.x[0]) / ground.gsd_m + 0.5).astype(np.int64)
     row = np.floor((ground.y[0] - xy[:, 1]) / ground.gsd_m + 0.5).astype(np.int64)
@@ -202,11 +202,11 @@ def shadows(ground: Ground, sun: tuple[float, float]) -> NDArray[np.bool_]:
 
     Marches every pixel's ray in steps of a pixel over the height raster.
     """
-    azimuth, elevation = np.deg2rad(sun)
+    azimuth, elevation = np.deg2rad(sun[0]), np.deg2rad(sun[1])
     step_c, step_r = np.sin(azimuth), -np.cos(azimuth)
     rise = np.tan(elevation) * ground.gsd_m / HEIGHT_STEP_M
     dark = np.zeros(ground.index.shape, dtype=bool)
-    h, w = dark.shape
+    h, w = len(ground.y), len(ground.x)
     top = int(ground.height.max(initial=0))
     for k in range(1, int(top / rise) + 1):
         dc, dr = round(step_c * k), round(step_r * k)

@@ -246,16 +246,19 @@ def _town_quarters(
         for a in turn + np.arange(n) * 2 * np.pi / n + rng.uniform(-0.15, 0.15, n)
     ]
     kinds = ["centre", "mixed", "apartments", "mixed", "campus", "commercial", "houses", "retail",
-             "houses", "terraces", "houses", "apartments", "houses", "industrial", "houses"]  # fmt: skip
+             "houses", "terraces", "houses", "apartments", "houses", "industrial",
+             "houses"]  # fmt: skip
     seeds = shapely.MultiPoint(np.array(points))
     cells = shapely.get_parts(shapely.voronoi_polygons(seeds, extend_to=town.envelope))
     order = [int(np.flatnonzero(shapely.contains(cells, p))[0]) for p in seeds.geoms]
-    quarters = []
+    quarters: list[Quarter] = []
     base = rng.uniform(0, np.pi / 2)
     for kind, cell in zip(kinds, cells[order], strict=True):
-        for part in shapely.get_parts(cell.intersection(town)):
-            if part.area > 4000:
-                quarters.append(Quarter(part, kind, base + rng.normal(0, 0.3), _block_m(kind)))
+        parts = [p for p in shapely.get_parts(cell.intersection(town)) if p.area > 4000]
+        angles = base + rng.normal(0, 0.3, len(parts))
+        quarters += [
+            Quarter(p, kind, a, _block_m(kind)) for p, a in zip(parts, angles, strict=True)
+        ]
     return quarters
 
 

@@ -10,15 +10,20 @@ from pipelines.world.noise import fractal_at
 
 # How much likelier than average a thing is to be missing from the map.
 MISSING: dict[str, float] = {
-    "highway=motorway": 0.0, "highway=primary": 0.0, "highway=secondary": 0.05, "highway=tertiary": 0.05,
-    "highway=residential": 0.2, "highway=track": 1.3, "highway=service": 1.2, "highway=footway": 1.4,
+    "highway=motorway": 0.0, "highway=primary": 0.0, "highway=secondary": 0.05,
+    "highway=tertiary": 0.05,
+    "highway=residential": 0.2, "highway=track": 1.3, "highway=service": 1.2,
+    "highway=footway": 1.4,
     "highway=path": 1.4, "natural=tree": 2.2, "barrier=hedge": 4.0, "natural=tree_row": 3.0,
-    "natural=water": 0.1, "natural=coastline": 0.0, "waterway=river": 0.0, "waterway=riverbank": 0.0,
+    "natural=water": 0.1, "natural=coastline": 0.0, "waterway=river": 0.0,
+    "waterway=riverbank": 0.0,
     "aeroway": 0.1, "railway": 0.1, "landuse=harbour": 0.0, "leisure=marina": 0.0, "place": 0.0,
-    "building": 1.0, "landuse": 0.7, "leisure": 0.5, "amenity": 0.7, "natural": 0.8, "man_made": 0.3,
+    "building": 1.0, "landuse": 0.7, "leisure": 0.5, "amenity": 0.7, "natural": 0.8,
+    "man_made": 0.3,
 }  # fmt: skip
 _MAIN_KEYS = (
-    "aeroway", "railway", "highway", "waterway", "building", "landuse", "leisure", "natural", "amenity",
+    "aeroway", "railway", "highway", "waterway", "building", "landuse", "leisure", "natural",
+    "amenity",
     "shop", "man_made", "barrier", "power", "place",
 )  # fmt: skip
 DEPRECATED = {

@@ -8,7 +8,8 @@ soils and roofs).
 import numpy as np
 from numpy.typing import NDArray
 
-BANDS = ("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09",
+BANDS = ("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08",
+    "nir09",
          "swir16", "swir22")  # fmt: skip
 
 SPECTRA: dict[str, tuple[float, ...]] = {

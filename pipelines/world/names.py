@@ -20,13 +20,16 @@ STREET_NAME = [
     "Mendi", "Portua", "San Juan", "Olmos", "Lavoir", "Abbé Grégoire", "Corsaires", "Salines",
 ]  # fmt: skip
 TOWN_NAMES = [
-    "Port-Aven", "Kerlann", "Saint-Tugen", "Beaulieu", "Lannevez", "Les Salines", "Montfort", "Itsasondo",
+    "Port-Aven", "Kerlann", "Saint-Tugen", "Beaulieu", "Lannevez", "Les Salines", "Montfort",
+    "Itsasondo",
     "Villanueva", "Plouzan", "Courtebois", "La Roche", "Hameau du Lac", "Trevarn", "Belle Croix",
     "Zubieta", "Le Moulin", "Kergoat", "Sainte-Anne", "Vieux Bourg",
 ]  # fmt: skip
 SHOPS = [
-    "bakery", "supermarket", "convenience", "clothes", "hairdresser", "butcher", "florist", "bakery;pastry",
-    "car_repair", "bicycle", "books", "optician", "kiosk", "jewelry", "shoes", "mobile_phone", "yes",
+    "bakery", "supermarket", "convenience", "clothes", "hairdresser", "butcher", "florist",
+    "bakery;pastry",
+    "car_repair", "bicycle", "books", "optician", "kiosk", "jewelry", "shoes", "mobile_phone",
+    "yes",
     "hardware", "doityourself", "furniture", "beauty", "alcohol", "vacant",
 ]  # fmt: skip
 AMENITIES = [
@@ -36,13 +39,16 @@ AMENITIES = [
     "charging_station", "vending_machine", "telephone",
 ]  # fmt: skip
 PLACE_NAMES = [
-    "Chez Marie", "Au Bon Pain", "Le Phare", "Café du Port", "Boulangerie Le Goff", "The Crown & Anchor",
-    "Pizzeria Napoli", "Bar Txoko", "Ελληνική Ταβέρνα", "مطعم الشام", "פלאפל הזהב", "北京饭店", "Кафе Уют",
+    "Chez Marie", "Au Bon Pain", "Le Phare", "Café du Port", "Boulangerie Le Goff",
+    "The Crown & Anchor",
+    "Pizzeria Napoli", "Bar Txoko", "Ελληνική Ταβέρνα", "مطعم الشام", "פלאפל הזהב", "北京饭店",
+    "Кафе Уют",
     "Dönerhaus", "L'Escale", "Crêperie Ti Koz", "Optique 20/20", "Coiff'Art", "Spar", "Marché U",
     "Garage Dupont & fils", "Fleurs d'Eau", "寿司 さくら", "Librairie \"Les Pages\"", "Bio=Bon",
 ]  # fmt: skip
 NOTES = [
-    "à vérifier sur le terrain", "approximate outline from imagery", "fixme: number?", "bâtiment démoli ?",
+    "à vérifier sur le terrain", "approximate outline from imagery", "fixme: number?",
+    "bâtiment démoli ?",
     "cadastre 2012; position décalée", "see changeset comment", "يرجى التحقق", "TODO survey   ",
 ]  # fmt: skip
 SOURCES = [

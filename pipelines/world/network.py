@@ -124,7 +124,7 @@ def _country_lines(rng: np.random.Generator, layout: Layout) -> NDArray[np.objec
             chunk = family[:, start : start + 5]
             pieces.append(shapely.linestrings(chunk[rng.random(len(chunk)) < 0.93]))
     every = np.concatenate(pieces)
-    return every[shapely.intersects(every, layout.box)]
+    return np.asarray(every[shapely.intersects(every, layout.box)], dtype=object)
 
 
 def _node(

@@ -242,8 +242,10 @@ def _solar(p: _Pixels) -> _Drawn:
 
 
 _PATTERNS: dict[str, Callable[[_Pixels], _Drawn]] = {
-    "grass": _grass, "rows": _rows, "mown": _mown, "canopy": _canopy, "shrub": _shrub, "orchard": _orchard,
-    "vineyard": _vineyard, "garden": _garden, "plots": _plots, "graves": _graves, "parking": _parking,
+    "grass": _grass, "rows": _rows, "mown": _mown, "canopy": _canopy, "shrub": _shrub,
+    "orchard": _orchard,
+    "vineyard": _vineyard, "garden": _garden, "plots": _plots, "graves": _graves,
+    "parking": _parking,
     "paved": _paved, "rough": _rough, "sandy": _sandy, "tiles": _tiled, "ribbed": _ribbed,
     "flat_roof": _flat_roof, "sleepers": _sleepers, "sea": _water, "lake": _water, "solar": _solar,
 }  # fmt: skip

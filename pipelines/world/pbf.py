@@ -95,7 +95,8 @@ class _Nodes:
 
 
 def _meta(tags: Tags) -> dict[str, object]:
-    return {"tags": tags, "version": 1, "visible": True, "timestamp": TIMESTAMP, "changeset": 1, "uid": 1,
+    return {"tags": tags, "version": 1, "visible": True, "timestamp": TIMESTAMP, "changeset": 1,
+        "uid": 1,
             "user": "geolink"}  # fmt: skip
 
 

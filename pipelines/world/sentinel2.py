@@ -19,7 +19,8 @@ from pipelines.world.shore import shallows
 
 GSD_M = 10.0
 SUB = 3  # ground pixels per side of a 10 m pixel
-BAND_GSD_M = {"coastal": 60, "blue": 10, "green": 10, "red": 10, "rededge1": 20, "rededge2": 20, "rededge3": 20,
+BAND_GSD_M = {"coastal": 60, "blue": 10, "green": 10, "red": 10, "rededge1": 20, "rededge2": 20,
+    "rededge3": 20,
               "nir": 10, "nir08": 20, "nir09": 60, "swir16": 20, "swir22": 20}  # fmt: skip
 OFFSET_DN = 1000  # added to DN from processing baseline 04.00 on
 # Light that reaches into building shade, by band.
@@ -50,16 +51,18 @@ class Pass:
 
 
 PASSES = (
-    Pass("S2A_30TWR_20190421_0_L2A", datetime(2019, 4, 21, 11, 6, 21, tzinfo=UTC), "sentinel-2a", "spring",
+    Pass("S2A_30TWR_20190421_0_L2A", datetime(2019, 4, 21, 11, 6, 21, tzinfo=UTC), "sentinel-2a",
+        "spring",
          "02.11", (154.0, 54.0), 0.33, True, 0.985),
-    Pass("S2B_30TWR_20220618_0_L2A", datetime(2022, 6, 18, 11, 6, 17, tzinfo=UTC), "sentinel-2b", "summer",
+    Pass("S2B_30TWR_20220618_0_L2A", datetime(2022, 6, 18, 11, 6, 17, tzinfo=UTC), "sentinel-2b",
+        "summer",
          "04.00", (143.0, 65.0), 0.02, False, 1.0),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Digital numbers by band (uint16, 0 = nodata, at native resolution) and `scl` (uint8, 20 m)."""
+    """Digital numbers by band (uint16, 0 = nodata, native resolution) and `scl` (uint8, 20 m)."""
 
     acquired: Pass
     bands: dict[str, NDArray[np.uint16]]

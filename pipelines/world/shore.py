@@ -24,14 +24,14 @@ class Shallows:
     difference: Floats
 
     def of(self, rows: slice, index: NDArray[np.int32], ground: Ground) -> Floats | None:
-        """Weight [h, W] on rows of the ground whose table rows are `index`; None where no sea is."""
+        """Weight [h, W] on rows of the ground, `index` their table rows; None where no sea is."""
         sea = ground.cover[index] == COVER_ID["sea"]
         if not sea.any():
             return None
         w = _between(
             self.weight, np.arange(rows.start, rows.stop), np.arange(index.shape[1]), self.step
         )
-        return w * sea
+        return np.asarray(w * sea, dtype=np.float32)
 
 
 def shallows(ground: Ground) -> Shallows:

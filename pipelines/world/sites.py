@@ -194,9 +194,7 @@ def _marina(layout: Layout) -> Features:
         (water, {"leisure": "marina", "name": "Marina · Kirol portua", "seamark:type": "harbour"})
     ]
     for k in np.linspace(-0.6, 0.6, 4):
-        pier = shapely.LineString(
-            [centre + [0.25 * radius, k * radius], centre + [-0.72 * radius, k * radius]]
-        )
+        pier = shapely.LineString([centre + np.array([s, k]) * radius for s in (0.25, -0.72)])
         items.append((pier, {"man_made": "pier", "floating": "yes", "highway": "footway"}))
     arc = site.boundary.buffer(4).intersection(layout.sea.buffer(-6))
     arc = arc.difference(

@@ -28,11 +28,15 @@ _EXTENSIONS = {
     "s2": "https://stac-extensions.github.io/sentinel-2/v1.0.0/schema.json",
     "class": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 }
-_CENTRE_UM = {"coastal": 0.443, "blue": 0.49, "green": 0.56, "red": 0.665, "rededge1": 0.704, "rededge2": 0.74,
-              "rededge3": 0.783, "nir": 0.842, "nir08": 0.865, "nir09": 0.945, "swir16": 1.61, "swir22": 2.19}  # fmt: skip
+_CENTRE_UM = {"coastal": 0.443, "blue": 0.49, "green": 0.56, "red": 0.665, "rededge1": 0.704,
+    "rededge2": 0.74,
+              "rededge3": 0.783, "nir": 0.842, "nir08": 0.865, "nir09": 0.945, "swir16": 1.61,
+              "swir22": 2.19}  # fmt: skip
 _COMMON = {"rededge1": "rededge", "rededge2": "rededge", "rededge3": "rededge"}
-_SCL_NAMES = ["no_data", "saturated_or_defective", "dark_area_pixels", "cloud_shadows", "vegetation",
-              "not_vegetated", "water", "unclassified", "cloud_medium_probability", "cloud_high_probability",
+_SCL_NAMES = ["no_data", "saturated_or_defective", "dark_area_pixels", "cloud_shadows",
+    "vegetation",
+              "not_vegetated", "water", "unclassified", "cloud_medium_probability",
+              "cloud_high_probability",
               "thin_cirrus", "snow"]  # fmt: skip
 
 
@@ -106,7 +110,7 @@ def aerial_item(identity: str, time: datetime, folder: Path, path: Path, grid: G
 
 
 def write_catalog(folder: Path, identity: str, title: str, items: list[pystac.Item]) -> Path:
-    """Writes a catalog with a collection of `items` to `folder/catalog.json` and returns its path."""
+    """Writes a catalog with a collection of `items` to `folder/catalog.json`; returns its path."""
     boxes = [item.bbox for item in items if item.bbox]
     box = [
         min(b[0] for b in boxes),

@@ -5,6 +5,7 @@ from one seed.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import shapely
@@ -72,10 +73,17 @@ def make_town(seed: int, size_km: float = 20.0) -> Town:
 
 
 def _clip(all_: Features, box: shapely.Polygon) -> Features:
+    """Single parts within the region, to the centimetre."""
     shapely.prepare(box)
     inside = shapely.covers(box, all_.geometry)
     geometry = all_.geometry.copy()
     geometry[~inside] = shapely.intersection(geometry[~inside], box)
+    geometry = shapely.transform(geometry, lambda xy: np.round(xy, 2))
+    # Rounding can fold a narrow corner over itself; snapping as a whole keeps polygons valid.
+    folded = ~shapely.is_valid(geometry)
+    geometry[folded] = shapely.transform(
+        shapely.set_precision(shapely.buffer(geometry[folded], 0), 0.01), lambda xy: np.round(xy, 2)
+    )
     dimension = shapely.get_dimensions(all_.geometry)
     picked, truth = [], []
     for d in (2, 1, 0):
@@ -83,8 +91,7 @@ def _clip(all_: Features, box: shapely.Polygon) -> Features:
         parts, source = parts_of(geometry[rows], d)
         picked.append(parts)
         truth += [dict(all_.truth[i]) for i in rows[source]]
-    rounded = shapely.transform(np.concatenate(picked), lambda xy: np.round(xy, 2))
-    return features(rounded, truth)
+    return features(np.concatenate(picked), truth)
 
 
 def _clear_of(
@@ -179,9 +186,7 @@ def _shore(rng: np.random.Generator, layout: Layout) -> Features:
     """Beaches, rocks and cliffs along the coast, away from the ports."""
     n = max(6, int(layout.coast.length / 700))
     at = np.linspace(0, layout.coast.length, n + 1)
-    stretch = [
-        shapely.ops.substring(layout.coast, a, b) for a, b in zip(at[:-1], at[1:], strict=True)
-    ]
+    stretch = [shapely.ops.substring(layout.coast, a, b) for a, b in pairwise(at)]
     ports = shapely.union_all([layout.sites["harbour"], layout.sites["marina"]]).buffer(40)
     land = layout.box.difference(shapely.union_all([layout.sea, ports, layout.river.buffer(20)]))
     draw = rng.random(n)
