@@ -42,7 +42,6 @@ def run_demo(
     Raises GeoLinkError if the extract is unusable or the folder cannot be written.
     """
     clock = _Clock(say)
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     with clock.step("world: OSM extract, scenes and STAC catalogs from a seed"):
         world = make_world(folder / "world", seed=seed, size_km=size_km, osm_pbf=osm_pbf)
     configs = write_configs(folder, world, seed=seed, seeds=seeds, epochs=epochs)
@@ -65,8 +64,9 @@ def run_demo(
             _say_scores(say, scores[-1])
     with clock.step("page"):
         datasets = {name: open_dataset(folder / name) for name in builds}
+        place = f"the extract {osm_pbf.name}, scenes rendered" if osm_pbf else "a made-up town"
         page = write_page(
-            folder / "index.html", world, datasets, builds, runs, scores, clock.seconds
+            folder / "index.html", place, datasets, builds, runs, scores, clock.seconds
         )
         (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     return page

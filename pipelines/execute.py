@@ -26,10 +26,12 @@ def run_tasks(
         return
     from distributed import Client, LocalCluster, as_completed
 
-    cluster = scheduler or LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
-    )
-    with Client(cluster) as client:
+    local = None
+    if scheduler is None:
+        local = LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
+        )
+    with Client(local or scheduler) as client:
         try:
             slots = 3 * max(1, len(client.scheduler_info()["workers"]))
             pending = iter(tasks)
@@ -51,8 +53,8 @@ def run_tasks(
                     running.add(new)
                     break
         finally:
-            if scheduler is None:
-                cluster.close()
+            if local is not None:
+                local.close()
 
 
 def _attempt(function: Callable[[T], R], task: T) -> R | Exception:
