@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,11 @@ class CheckpointMeta(BaseModel):
     mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
     std: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
     config: TrainConfig
+
+    def band_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`mean` and `std` as float32 [bands] on a device, for `geolink.device.normalise`."""
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=device)
+        return mean, torch.tensor(self.std, dtype=torch.float32, device=device)
 
 
 def code_version() -> tuple[str, str | None]:

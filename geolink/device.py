@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -30,15 +28,14 @@ def pick_device(accelerator: str) -> torch.device:
     return torch.device(accelerator)
 
 
-def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float], nodata: int) -> Tensor:
+def normalise(image: Tensor, mean: Tensor, std: Tensor, nodata: int) -> Tensor:
     """Stored pixels [B, bands, y, x] (any type) -> float32 with mean 0, deviation 1 in each band.
 
-    Pixels that are `nodata` in every band become 0, the mean. A band of deviation 0 is not scaled.
+    `mean` and `std` are float32 [bands] of the stored values, on the device of the image. Pixels
+    that are `nodata` in every band become 0, the mean. A band of deviation 0 is not scaled.
     """
     # Before any arithmetic: torch has few operations on uint16, and float32 holds it exactly.
     pixels = image.to(torch.float32)
-    shift = torch.tensor(mean, dtype=torch.float32, device=image.device)[:, None, None]
-    scale = [value if value > 0 else 1.0 for value in std]
-    spread = torch.tensor(scale, dtype=torch.float32, device=image.device)[:, None, None]
     empty = (pixels == nodata).all(1, keepdim=True)
-    return ((pixels - shift) / spread).masked_fill(empty, 0.0)
+    scale = torch.where(std > 0, std, 1.0)
+    return ((pixels - mean[:, None, None]) / scale[:, None, None]).masked_fill(empty, 0.0)

@@ -168,6 +168,7 @@ def collect(
     features: dict[str, list[Tensor]] = {name: [] for name in methods}
     labels: list[NDArray[np.int64]] = []
     left_out = {"no_label": 0, "below_min_share": 0}
+    scale = meta.band_scale(device)
     for row in dataset.rows:
         if row.split not in splits:
             continue
@@ -180,7 +181,7 @@ def collect(
         if not kept.any():
             continue
         pixels = torch.from_numpy(shard["image"][kept]).to(device)
-        images = normalise(pixels, meta.mean, meta.std, meta.nodata)
+        images = normalise(pixels, *scale, meta.nodata)
         for name, extract in methods.items():
             features[name].append(extract(images).cpu())
         labels.append(share[kept].argmax(1))

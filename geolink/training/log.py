@@ -16,7 +16,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,11 @@ class Log:
         """Fetched figures of the steps since the last line, by `COLUMNS`."""
         self._pending: list[tuple[int, Tensor, NDArray[np.uint64]]] = []
         self._must_be_finite = len(LOSSES) if scaled else len(COLUMNS)
-        path = run / "log.jsonl"
-        _cut(path, step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._path = run / "log.jsonl"
+        with _writing(run):
+            _cut(self._path, step)
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._start = self._since = time.perf_counter()
         self._waited = 0.0
         self._chips = 0
@@ -107,8 +109,9 @@ class Log:
             "data_wait": round(self._waited / elapsed, 4),
             "memory_mb": memory_mb(),
         }
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+        with _writing(self._path.parent):
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
         record = {"step": step, "epoch": epoch, **figures, "seconds": round(now - self._start, 2)}
         self._write(record)
         self.rows.clear()
@@ -121,15 +124,14 @@ class Log:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
-        self._board.close()
+        with _writing(self._path.parent):
+            self._file.close()
+            self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        try:
+        with _writing(self._path.parent):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise GeoLinkError(f"cannot write {self._file.name}: {error}") from error
 
     def _refuse(self, step: int, row: Tensor, chip_id: NDArray[np.uint64]) -> None:
         values = dict(zip(COLUMNS, row.tolist(), strict=True))
@@ -166,6 +168,15 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    """Raises GeoLinkError where files of the run cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise GeoLinkError(f"cannot write the log in {run}: {error}") from error
 
 
 def _cut(path: Path, step: int) -> None:

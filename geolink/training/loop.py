@@ -68,12 +68,17 @@ def pretrain(config: TrainConfig, *, progress: Progress | None = None) -> RunRes
     t = set_up(config)
     if t.step == t.steps:
         return _result(t, "this run is finished already; give another run folder to begin anew", 0)
-    log = Log(config.run, step=t.step, rows=t.rows, scaled=config.precision == "16-mixed")
-    for note in t.notes:
-        log.message(t.step, note)
     first, started = t.step, time.perf_counter()
-    with stop_on_signals() as stop, closing(endless(t.stream)) as batches:
-        while t.step < t.steps and stop.name is None:
+    scaled = config.precision == "16-mixed"
+    with (
+        closing(Log(config.run, step=t.step, rows=t.rows, scaled=scaled)) as log,
+        closing(endless(t.stream)) as batches,
+        stop_on_signals() as stop,
+    ):
+        for note in t.notes:
+            log.message(t.step, note)
+        stopped_by = None
+        while t.step < t.steps and stopped_by is None:
             begun = time.perf_counter()
             batch = next(batches)
             waited_s = time.perf_counter() - begun
@@ -87,15 +92,16 @@ def pretrain(config: TrainConfig, *, progress: Progress | None = None) -> RunRes
                 t.loss = figures["loss"]
                 if progress is not None:
                     progress(t.step, t.steps, figures)
-            if t.step % config.checkpoint_every == 0 or t.step == t.steps or stop.name:
+            # Looked at once: a signal that comes later is for the next step.
+            stopped_by = stop.name
+            if t.step % config.checkpoint_every == 0 or t.step == t.steps or stopped_by:
                 log.fetch()
                 t.rows = log.rows
                 save(t)
-    text = f"{t.step} of {t.steps} steps are done"
-    if t.step < t.steps:
-        text = f"stopped by {stop.name}: {text}, all are kept; run again to go on"
-    log.message(t.step, text)
-    log.close()
+        text = f"{t.step} of {t.steps} steps are done"
+        if t.step < t.steps:
+            text = f"stopped by {stopped_by}: {text}, all are kept; run again to go on"
+        log.message(t.step, text)
     chips = (t.step - first) * config.batch_size
     return _result(t, text, chips / (time.perf_counter() - started))
 
@@ -123,7 +129,7 @@ def prepare(batch: Batch, t: Training) -> tuple[Tensor, GraphBatch]:
     """A batch on the device: normalised float32 images [B, bands, y, x] and graph, augmented."""
     image = batch.image.to(t.fabric.device, non_blocking=True)
     graph = batch.graph.to(t.fabric.device, non_blocking=True)
-    images = normalise(image, t.meta.mean, t.meta.std, t.meta.nodata)
+    images = normalise(image, *t.band_scale, t.meta.nodata)
     return augment(images, graph, t.config.augment, patches=t.patches)
 
 

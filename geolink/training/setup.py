@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.optim import Optimizer
 
 from geolink.checkpoint import (
@@ -40,6 +41,9 @@ class Training:
     model: GeoLink
     optimizer: Optimizer
     meta: CheckpointMeta
+    band_scale: tuple[Tensor, Tensor]
+    """Mean and deviation of the bands, on the device: made here, since making them in a step
+    would make it wait for the device."""
     patches: int
     """Patches along a side of the dataset's chips."""
     steps: int
@@ -75,7 +79,9 @@ def set_up(config: TrainConfig) -> Training:
     optimizer = fabric.setup_optimizers(make_optimizer(model, config))
     meta = describe(config, dataset, steps)
     patches = dataset.info.grid.patches
-    training = Training(config, fabric, stream, model, optimizer, meta, patches, steps)
+    training = Training(
+        config, fabric, stream, model, optimizer, meta, meta.band_scale(device), patches, steps
+    )
     if began_with is None:
         begin_run(config, dataset.snapshot)
     remove_partial(config.run)

@@ -115,10 +115,13 @@ def test_stored_pixels_become_standard_scores_and_empty_ones_the_mean() -> None:
         stored[0, :, 0, 0] = 0
         stored[1, 0, 0, 0] = 0
         mean, std = [limit / 2, limit / 3], [limit / 5, limit / 4]
-        found = normalise(torch.from_numpy(stored), mean, std, nodata=0).numpy()
+        found = normalise(
+            torch.from_numpy(stored), torch.tensor(mean), torch.tensor(std), nodata=0
+        ).numpy()
         expected = (stored - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
         expected[0, :, 0, 0] = 0
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    constant = normalise(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8), [7.0], [0.0], nodata=0)
+    seven = torch.full((1, 1, 2, 2), 7, dtype=torch.uint8)
+    constant = normalise(seven, torch.tensor([7.0]), torch.tensor([0.0]), nodata=0)
     assert torch.equal(constant, torch.zeros(1, 1, 2, 2))

@@ -176,7 +176,8 @@ def test_a_checkpoint_is_scored_on_held_out_chips(
     y: dict[bool, list[NDArray[np.int64]]] = {True: [], False: []}
     for row in dataset.rows:
         shard = read_shard(dataset, row)
-        images = normalise(torch.from_numpy(shard["image"]), meta.mean, meta.std, meta.nodata)
+        pixels, scale = torch.from_numpy(shard["image"]), meta.band_scale(torch.device("cpu"))
+        images = normalise(pixels, *scale, meta.nodata)
         with torch.no_grad():
             x[row.split == "train"].append(model.encode_image(images)[:, 1:].mean(1).numpy())
         y[row.split == "train"].append(shard["label_region"].argmax(1))
