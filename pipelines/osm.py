@@ -39,7 +39,6 @@ STAGE_VERSION = 2
 
 _PBF_MAGIC = b"\n\x09OSMHeader"
 _ROW_GROUP = 10_240
-_WORD = 2**64
 
 # A process of its own: QuackOSM spawns workers, which a caller's script or a Dask worker (a daemon)
 # may not be able to, and it leaves half a gigabyte of modules behind.
@@ -112,7 +111,8 @@ def convert_extract(pbf: Path, cache: Path, source: OsmSource) -> Extract:
 def block_digests(extract: Extract, boxes: Sequence[Bounds]) -> list[str]:
     """Hash of the features whose bounding box meets each box of degrees, in any order of rows.
 
-    A box with west > east crosses the antimeridian. Memory does not grow with the extract.
+    `EMPTY_DIGEST` where there is none. A box with west > east crosses the antimeridian. Memory does
+    not grow with the extract.
     """
     query, box_of = _split_at_antimeridian(boxes)
     count = np.zeros(len(boxes), np.int64)
@@ -132,10 +132,15 @@ def block_digests(extract: Extract, boxes: Sequence[Bounds]) -> list[str]:
         count += np.bincount(box, minlength=len(boxes))
         np.add.at(total, box, values)
         np.add.at(mixed, box, values * (values | np.uint64(1)))
-    return [
-        hashlib.blake2b(f"{n}/{s}/{m}".encode(), digest_size=16).hexdigest()
-        for n, s, m in zip(count.tolist(), total.tolist(), mixed.tolist(), strict=True)
-    ]
+    return [_digest(*sums) for sums in zip(count.tolist(), total.tolist(), mixed.tolist())]
+
+
+def _digest(count: int, total: int, mixed: int) -> str:
+    return hashlib.blake2b(f"{count}/{total}/{mixed}".encode(), digest_size=16).hexdigest()
+
+
+EMPTY_DIGEST = _digest(0, 0, 0)
+"""Digest of a box that no feature meets."""
 
 
 def _split_at_antimeridian(
