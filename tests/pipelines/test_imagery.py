@@ -1,5 +1,6 @@
 """Pixels of a block equal what rasterio reads one window at a time, and the composite its rule."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rasterio.windows import from_bounds
 
 from pipelines.imagery import BlockImage, cut_chips, load_block
 from pipelines.items import Scene, scene_of_item
+from pipelines.plan import STAGES
 from pipelines.rasters import to_storage
 from pipelines.scenes import choose, find_scenes
 from schemas.config import SceneSource
@@ -38,6 +40,7 @@ from tests.pipelines.raster_fixtures import (
     write_tif,
 )  # fmt: skip
 
+GOLDEN = (1, "164b79e6c32bb21f")
 BLOCK: Bounds = (X0 + 640, Y0 - 1920, X0 + 1920, Y0 - 640)
 """128 x 128 pixels of 10 m inside a test scene."""
 RED = SENSOR.model_copy(update={"bands": SENSOR.bands[:1], "mask": None, "radiometry": "none"})
@@ -476,3 +479,18 @@ def test_the_order_of_bands_is_the_sensors(tmp_path: Path) -> None:
     turned = PLAIN.model_copy(update={"bands": (Band(name="n", asset="nir"), PLAIN.bands[0])})
     block = load([scene_in(tmp_path, scene_item, turned)], turned)
     np.testing.assert_array_equal(block.image, windows(tmp_path, "a", BLOCK)[::-1])
+
+
+def test_the_bytes_of_this_stage_change_only_with_its_version(tmp_path: Path) -> None:
+    # Change GOLDEN only together with the version of stage "scenes" in pipelines/plan.py.
+    scl = np.full((128, 128), 4, np.uint8)
+    scl[60:, :80] = 9
+    items = [
+        write_scene(tmp_path, "new", seed=1, scl=scl, baseline="04.00"),
+        write_scene(tmp_path, "old", seed=2, x0=X0 + 320, baseline="03.01"),
+    ]
+    block = load([scene_in(tmp_path, i) for i in items], bounds=BLOCK)
+    digest = hashlib.sha256()
+    for array in (block.image, block.valid, block.scene, *cut_chips(block, 2, 64)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    assert (STAGES["scenes"], digest.hexdigest()[:16]) == GOLDEN
