@@ -124,6 +124,8 @@ def make_grounds(rng: np.random.Generator, blocks: Polygons, kind: NDArray[np.st
             blocks[np.isin(kind, ["apartments", "retail", "commercial", "hospital", "industrial"])],
         ),
     ]
+    pads = shapely.buffer(shapely.point_on_surface(blocks[kind == "hospital"]), 11.0, quad_segs=4)
+    parts.append(features(pads, {"aeroway": "helipad", "surface": "concrete"}))
     aisles = blocks[kind == "parking"]
     if len(aisles):
         across = _middle_lines(aisles)

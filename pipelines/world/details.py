@@ -33,10 +33,10 @@ def street_furniture(rng: np.random.Generator, ways: Lines, highway: NDArray[np.
     urban = ways[np.isin(highway, ["residential", "tertiary", "pedestrian"])]
     some = rng.random(len(urban))
     trees = np.concatenate(
-        [along_lines(urban[some < 0.3], 11.0, 6.2), along_lines(urban[some < 0.22], 11.0, -6.2)]
+        [along_lines(urban[some < 0.26], 12.0, 6.2), along_lines(urban[some < 0.2], 12.0, -6.2)]
     )
     trees = trees[rng.random(len(trees)) < 0.85] + rng.normal(0, 0.5, (0, 2)).sum()
-    lamps = along_lines(urban[some > 0.55], 38.0, 4.4)
+    lamps = along_lines(urban[some > 0.55], 55.0, 4.4)
     main = ways[np.isin(highway, ["tertiary", "secondary", "primary"])]
     stops = along_lines(main, 520.0, 5.0)
     ends = np.unique(np.round(shapely.get_coordinates(shapely.get_point(urban, 0)), 6), axis=0)

