@@ -21,6 +21,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -158,9 +159,20 @@ CONTENDERS: dict[str, Callable[[Path], Iterator[int]]] = {
 
 
 def measure(name: str, folder: Path, repeat: int) -> dict[str, float]:
-    """Samples per second of the fastest of some epochs, their start included; peak memory."""
+    """Samples per second of the fastest of some epochs, their start included; peak memory.
+
+    `samples_per_cpu_s` counts processor time of this process, which other load disturbs less.
+    """
+    idle = peak_mb()
+    busy = time.process_time()
     seconds, chips = best_of(repeat, lambda: sum(CONTENDERS[name](folder)))
-    return {"samples_per_s": round(chips / seconds, 1), "peak_mb": peak_mb()}
+    busy = (time.process_time() - busy) / repeat
+    return {
+        "samples_per_s": round(chips / seconds, 1),
+        "samples_per_cpu_s": round(chips / busy, 1),
+        "peak_mb": peak_mb(),
+        "idle_mb": idle,
+    }
 
 
 def compare(folder: Path, repeat: int) -> dict[str, Any]:
