@@ -101,6 +101,7 @@ def _attributes(
         "epsg": int(arrays["epsg"][0]) if len(lonlat) else 0,
         "bounds_lonlat": box,
         "scenes": inputs.scenes,
+        "radiometry": inputs.radiometry,
         "osm_timestamp": task.osm_timestamp,
         "pixels": valid.sum(axis=axes).tolist(),
         "pixel_sum": (wide * valid).sum(axis=axes).tolist(),

@@ -31,6 +31,8 @@ class Inputs:
     kept: NDArray[np.int64]
     """[N] positions of the chips in the lattice, raster order."""
     scenes: list[str]
+    radiometry: dict[str, str]
+    """By scene: which offset was applied to its DN, and why."""
     counts: dict[str, int]
 
 
@@ -69,7 +71,9 @@ def _read_block(source: BlockSource, info: DatasetInfo) -> Inputs:
     dropped = int((source.chips & ~enough).sum())
     counts = {**pixels.counts, "chip_below_min_valid": dropped}
     side = grid.shard_side
-    return Inputs(arrays, features, None, raster, (side, side), kept, pixels.scenes, counts)
+    return Inputs(
+        arrays, features, None, raster, (side, side), kept, pixels.scenes, pixels.radiometry, counts
+    )
 
 
 def _read_pairs(source: PairShard, info: DatasetInfo) -> Inputs:
@@ -86,5 +90,5 @@ def _read_pairs(source: PairShard, info: DatasetInfo) -> Inputs:
     n = len(frames)
     return Inputs(
         pairs.arrays, pairs.features, pairs.frame, raster, (n, 1), np.arange(n), pairs.scenes,
-        pairs.counts,
+        {}, pairs.counts,
     )  # fmt: skip

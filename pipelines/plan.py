@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from shapely.geometry.base import BaseGeometry
 
-from pipelines.osm import Extract, block_digests, convert_extract
+from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extract
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.region import BlockPlan, plan_blocks, region_geometry
 from pipelines.scenes import Choice, Scene, choose, find_scenes
 from schemas.config import DatasetConfig
 from schemas.dataset import DatasetInfo
+from schemas.errors import GeoLinkError
 from schemas.grid import Block, Bounds, block_bounds, to_lonlat
 from schemas.layout import SCHEMA_VERSION
 from schemas.splits import Split
@@ -88,6 +89,10 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
     margin = margin_m(info)
     digests = block_digests(extract, [lonlat_bounds(config, b.block, margin) for b in blocks])
+    if set(digests) == {EMPTY_DIGEST}:
+        raise GeoLinkError(
+            f"the extract {config.osm.pbf} has no object in the region; give one that covers it"
+        )
     tasks, choices = [], {}
     for plan, digest in zip(blocks, digests, strict=True):
         considered = choose(scenes, plan.block.epsg, block_bounds(config.grid, plan.block))
