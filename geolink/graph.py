@@ -186,7 +186,9 @@ def pack(
     packed[order] = np.arange(len(kind))
     chip = np.repeat(np.arange(chips), np.diff(object_offset))
     ends = packed[edge + np.repeat(object_offset[:-1], np.diff(edge_offset))[:, None]]
-    by_target = np.argsort(ends[:, 1], kind="stable")
+    # numpy sorts 16 bits by radix, several times faster than 64.
+    target = ends[:, 1].astype(np.uint16) if len(kind) <= 1 << 16 else ends[:, 1]
+    by_target = np.argsort(target, kind="stable")
     tags, tag_offset = csr_take(tag_offset, order)
     patches, patch_offset = csr_take(patch_offset, order)
     point, line, polygon = np.bincount(kind, minlength=3).tolist()
@@ -200,7 +202,7 @@ def pack(
         tag_offset=torch.from_numpy(tag_offset),
         tag=torch.from_numpy(tag[tags].astype(np.int64)),
         tag_weight=torch.from_numpy(tag_weight[tags]),
-        edge=torch.from_numpy(np.ascontiguousarray(ends[by_target].T)),
+        edge=torch.from_numpy(np.ascontiguousarray(np.take(ends, by_target, axis=0).T)),
         relation=torch.from_numpy(relation[by_target]),
         patch_offset=torch.from_numpy(patch_offset),
         patch=torch.from_numpy(patch[patches].astype(np.int32)),

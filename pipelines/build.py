@@ -18,7 +18,7 @@ from pipelines.execute import run_tasks
 from pipelines.inputs import Inputs, read_inputs
 from pipelines.labels import cut_labels, densities
 from pipelines.objects import Objects, clip
-from pipelines.plan import Plan, ShardTask, make_plan
+from pipelines.plan import ShardTask, make_plan
 from pipelines.relations import build_relations
 from pipelines.statistics import patch_brightness, statistics
 from schemas.config import DatasetConfig
@@ -170,50 +170,63 @@ def build_dataset(
     plan = make_plan(config, within=within)
     store.prepare_dataset(config.dataset, plan.info)
     before = {r.shard: r for r in snapshot.latest_rows(config.dataset)}
-    unchanged = [
-        before[t.shard] for t in plan.tasks
-        if t.shard in before and (before[t.shard].key, before[t.shard].split) == (t.key, t.split)
-    ]  # fmt: skip
-    known = {r.shard for r in unchanged}
-    todo = [t for t in plan.tasks if t.shard not in known]
-    result = BuildResult(config.dataset, None, False, unchanged=len(unchanged))
-    result.skipped = plan.skipped
-    done, seconds = list(unchanged), {}
-    mark = time.time()
-    for n, (task, outcome) in enumerate(
-        run_tasks(build_shard, todo, workers=workers, scheduler=scheduler), start=1
-    ):
-        seconds[task.shard], mark = time.time() - mark, time.time()
-        if isinstance(outcome, Exception):
-            result.failed[task.shard] = f"{type(outcome).__name__}: {outcome}"
+    rows = [before[t.shard] for t in plan.tasks if _is_built(t, before)]
+    todo = [t for t in plan.tasks if not _is_built(t, before)]
+    result = BuildResult(config.dataset, None, False, unchanged=len(rows), skipped=plan.skipped)
+    seconds: dict[str, float] = {}
+    outcomes = run_tasks(build_shard, todo, workers=workers, scheduler=scheduler)
+    for done, (task, outcome, seconds[task.shard]) in enumerate(outcomes, start=1):
+        row = outcome if isinstance(outcome, SnapshotRow) else None
+        if row is not None:
+            rows.append(row)
         else:
-            done.append(outcome)
+            result.failed[task.shard] = f"{type(outcome).__name__}: {outcome}"
         if progress:
-            progress(n, len(todo), None if isinstance(outcome, Exception) else outcome)
+            progress(done, len(todo), row)
     result.built = len(todo) - len(result.failed)
-    if within is not None:
-        planned = {t.shard for t in plan.tasks}
-        done += [r for r in before.values() if r.shard not in planned]
-    result.rows = sorted(done)
-    result.removed = len(set(before) - {r.shard for r in done} - set(result.failed))
+    result.rows = sorted(rows, key=lambda r: r.shard)
     if not result.failed:
-        _publish(plan, config, result)
+        planned = None if within is None else {t.shard for t in plan.tasks}
+        _publish(config, result, planned)
     result.seconds = time.time() - started
     catalog.record_build(config, plan, result, seconds, started)
     return result
 
 
-def _publish(plan: Plan, config: DatasetConfig, result: BuildResult) -> None:
-    if not any(r.chips for r in result.rows):
-        raise GeoLinkError(
-            f"no chip is left to publish in {config.dataset}: {_shown(result.qc)}; check that "
-            "scenes cover the region, and min_valid"
-        )
-    vocabulary = tags.write_vocabulary(config.dataset, result.rows, config.tag_encoder)
-    number, published = snapshot.publish(
-        config.dataset, result.rows, vocabulary, config.tag_encoder
-    )
-    result.snapshot, result.published = number, published
+def _is_built(task: ShardTask, before: dict[str, SnapshotRow]) -> bool:
+    """Whether the latest snapshot holds this shard, of the same inputs and split."""
+    row = before.get(task.shard)
+    if row is None or (row.key, row.split) != (task.key, task.split):
+        return False
+    return (task.dataset / row.path).is_dir()
+
+
+def _publish(config: DatasetConfig, result: BuildResult, planned: set[str] | None) -> None:
+    """Publish the result's rows; beside them, shards outside `planned` stay as they are now.
+
+    Where another build publishes in between, what it published is taken as the new base.
+    """
+    own = result.rows
+    while True:
+        latest = snapshot.latest(config.dataset)
+        there = latest.rows if latest else []
+        kept = [] if planned is None else [r for r in there if r.shard not in planned]
+        result.rows = sorted([*own, *kept], key=lambda r: r.shard)
+        result.removed = len({r.shard for r in there} - {r.shard for r in result.rows})
+        if not any(r.chips for r in result.rows):
+            raise GeoLinkError(
+                f"no chip is left to publish in {config.dataset} ({_shown(result.qc)}); check that "
+                "scenes cover the region, and min_valid"
+            )
+        vocabulary = tags.write_vocabulary(config.dataset, result.rows, config.tag_encoder)
+        try:
+            result.snapshot, result.published = snapshot.publish(
+                config.dataset, result.rows, vocabulary, config.tag_encoder,
+                base=latest.number if latest else 0,
+            )  # fmt: skip
+        except snapshot.SnapshotExists:
+            continue
+        return
 
 
 def _shown(counts: dict[str, int]) -> str:

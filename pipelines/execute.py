@@ -1,5 +1,6 @@
 """Running shard tasks: one after the other, or on Dask, one task a shard."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -13,8 +14,8 @@ def run_tasks(
     *,
     workers: int = 1,
     scheduler: str | None = None,
-) -> Iterator[tuple[T, R | Exception]]:
-    """Yield each task with its result, or with the exception it raised, as they are done.
+) -> Iterator[tuple[T, R | Exception, float]]:
+    """Yield each task with its result, or the exception it raised, and its seconds, when done.
 
     workers: processes of a local cluster; 1 runs in this process. scheduler: address of a running
     Dask scheduler instead. At most a few tasks per worker are in flight, so that memory does not
@@ -22,7 +23,7 @@ def run_tasks(
     """
     if scheduler is None and workers == 1:
         for task in tasks:
-            yield task, _attempt(function, task)
+            yield task, *_attempt(function, task)
         return
     from distributed import Client, LocalCluster, as_completed
 
@@ -45,8 +46,10 @@ def run_tasks(
                     break
             for future in running:
                 task = task_of.pop(future.key)
-                error = future.exception() if future.status == "error" else None
-                yield task, error or future.result()
+                if future.status == "error":
+                    yield task, future.exception(), 0.0
+                else:
+                    yield task, *future.result()
                 for following in pending:
                     new = client.submit(_attempt, function, following, pure=False, retries=2)
                     task_of[new.key] = following
@@ -57,9 +60,12 @@ def run_tasks(
                 local.close()
 
 
-def _attempt(function: Callable[[T], R], task: T) -> R | Exception:
+def _attempt(function: Callable[[T], R], task: T) -> tuple[R | Exception, float]:
     """The result, or the exception as a value: one bad shard must not stop the others."""
+    started = time.perf_counter()
+    outcome: R | Exception
     try:
-        return function(task)
+        outcome = function(task)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is reported with its shard
-        return error
+        outcome = error
+    return outcome, time.perf_counter() - started

@@ -358,15 +358,31 @@ def _cut(
     cut = np.where(covered, squares, shapely.Point())
     edge = meets & ~covered
     cut[edge] = shapely.intersection(geometry[crossing[edge]], squares[edge])
-    multi = shapely.get_type_id(cut) == 5
-    # Overlay also cuts a line where it touches the border from inside.
-    cut[multi] = shapely.line_merge(cut[multi])
-    parts, of = _split(cut)
+    parts, of = _joined(*_split(cut))
     of = crossing[of]
     kept = _dimensions(parts) == features.kind[source[of]]
     counts["touch_only"] += len(np.setdiff1d(of[~kept], of[kept]))
     pair = np.r_[np.flatnonzero(inside), of[kept]]
     return np.r_[geometry[inside], parts[kept]], chip[pair], source[pair]
+
+
+def _joined(parts: Geometries, of: Ints) -> tuple[Geometries, Ints]:
+    """Parts of cut features, with lines joined again where overlay cut them without need.
+
+    It also cuts a line where it touches the border from inside. Only lines that go on in the same
+    direction are joined: direction says the way of traffic or of a river.
+    """
+    line = _dimensions(parts) == Kind.LINE
+    count = np.bincount(of[line], minlength=int(of.max(initial=-1)) + 1)
+    several = line & (count[of] > 1)
+    if not several.any():
+        return parts, of
+    owner, position = np.unique(of[several], return_inverse=True)
+    merged = shapely.line_merge(
+        shapely.multilinestrings(parts[several], indices=position), directed=True
+    )
+    joined, at = shapely.get_parts(merged, return_index=True)
+    return np.r_[parts[~several], joined], np.r_[of[~several], owner[at]]
 
 
 def _largest(order: Ints, chip: Ints, extent: NDArray[np.float64], most: int) -> tuple[Ints, int]:

@@ -15,7 +15,7 @@ from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extract
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.region import BlockPlan, plan_blocks, region_geometry
 from pipelines.scenes import Choice, Scene, choose, find_scenes
-from schemas.config import DatasetConfig
+from schemas.config import DROP_KEYS, DatasetConfig
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
 from schemas.grid import Block, Bounds, block_bounds, to_lonlat
@@ -151,7 +151,7 @@ def lonlat_bounds(config: DatasetConfig, block: Block, margin_m: float) -> Bound
 def margin_m(info: DatasetInfo) -> float:
     """Half the widest drawn line: an object this far outside a block can still be drawn in it."""
     widths = [w for c in info.taxonomy.classes for w in (c.width_m or 0.0, *c.widths.values())]
-    return max(widths) / 2
+    return max(widths, default=0.0) / 2
 
 
 def _footprint(config: DatasetConfig, plan: BlockPlan) -> BaseGeometry:
@@ -167,7 +167,7 @@ def _info(config: DatasetConfig, licences: tuple[str, ...]) -> DatasetInfo:
         aligned=config.pairs is None,
         sensor=config.resolved_sensor(),
         taxonomy=config.resolved_taxonomy(),
-        drop_keys=config.osm.drop_keys if config.osm else (),
+        drop_keys=config.osm.drop_keys if config.osm else DROP_KEYS,
         keep_keys=config.osm.keep_keys if config.osm else (),
         objects=config.objects,
         splits=config.splits,

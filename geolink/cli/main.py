@@ -165,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except GeoLinkError as error:
         click.secho(f"geolink: {error}", fg="red", err=True)
         sys.exit(MISTAKE)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        click.secho(f"geolink: {error.strerror or error}{where}", fg="red", err=True)
+        sys.exit(MISTAKE)
     except click.ClickException as error:
         error.show()
         sys.exit(MISTAKE)

@@ -27,7 +27,7 @@ WriteConfig = Callable[..., Path]
 
 @pytest.fixture
 def satellite_config(town: World, cache: Path, tmp_path: Path) -> WriteConfig:
-    """Writes the config of a 10 m dataset over the town: 2 x 2 chips of 32 px a shard, four bands."""
+    """Writes the config of a 10 m dataset: four bands, 2 x 2 chips of 32 px a shard."""
 
     def write(name: str = "satellite", **changes: Any) -> Path:
         config: dict[str, Any] = {
