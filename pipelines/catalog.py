@@ -110,7 +110,8 @@ def _record_extract(con: duckdb.DuckDBPyConnection, plan: "Plan") -> None:
 def _record_scenes(con: duckdb.DuckDBPyConnection, plan: "Plan", build: int) -> None:
     rows = [
         {
-            "build": build, "shard": shard, "scene": c.scene.id, "acquired": _utc(c.scene.seconds) if c.scene.datetime else None,
+            "build": build, "shard": shard, "scene": c.scene.id,
+            "acquired": _utc(c.scene.seconds) if c.scene.datetime else None,
             "cloud_cover": c.scene.cloud_cover, "chosen": c.chosen,
             "rank": rank if c.chosen else None, "reason": c.reason,
         }
