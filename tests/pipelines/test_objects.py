@@ -206,6 +206,20 @@ def test_a_line_that_bends_at_the_border_stays_one_object() -> None:
     assert shapely.get_coordinates(objects.geometry).tolist() == [[2, 2], [8, 4], [2, 6], [2, 8]]
 
 
+def test_a_line_that_bends_at_the_border_stays_one_object_beside_a_mere_touch() -> None:
+    # Along the west border, out, and back to the corner alone.
+    line = shapely.LineString([(0.5, 0), (0, 0.5), (0, 1), (-0.5, 0), (0, 0)])
+    objects = clip(_features([line], "highway=path"), _lattice(1), ALL)
+    assert [g.wkt for g in objects.geometry] == ["LINESTRING (0.5 0, 0 0.5, 0 1)"]
+
+
+def test_pieces_that_leave_a_chip_at_one_place_keep_their_direction() -> None:
+    line = shapely.LineString([(5, 5), (8, 4), (9, 4), (9, 9), (7, 9), (7, 7), (8, 4), (9, 3)])
+    objects = clip(_features([line], "highway=path"), _lattice(1), ALL)
+    ends = {(g.coords[0], g.coords[-1]) for g in objects.geometry}
+    assert ends == {((5, 5), (8, 4)), ((7, 8), (8, 4))}
+
+
 def test_small_objects_and_those_over_the_cap_are_counted() -> None:
     sides = [4.0, 3.0, 2.0, 1.0, 0.0005]
     squares = [shapely.box(10 * i, 0, 10 * i + s, s) for i, s in enumerate(sides)]
