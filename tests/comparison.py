@@ -35,6 +35,7 @@ from tests import independent
 from tests.independent import Box, Feature, Object
 
 Arrays = Mapping[str, NDArray[Any]]
+Ends = tuple[tuple[float, ...], tuple[float, ...]]
 Areas = Sequence[tuple[shapely.Geometry, int]]
 
 
@@ -442,16 +443,25 @@ def compare_chip(place: Place, chip: Box, arrays: Arrays, n: int, d: Differences
 
 def check_pieces_by_walking(features: Sequence[Feature], chip: Box, d: Differences) -> None:
     """Overlay and a walk along the line agree on the pieces of a line that does not meet itself
-    (nor comes within a micrometre of it)."""
+    (nor comes within a micrometre of it); leaving the chip by less than a micrometre may not count.
+    """
+    x0, y0, x1, y1 = chip
+    wider = (x0 - 1e-6, y0 - 1e-6, x1 + 1e-6, y1 + 1e-6)
     for f in features:
         if f.kind != Kind.LINE or not f.geometry.is_simple:
             continue
         if not shapely.transform(f.geometry, lambda p: p.round(6)).is_simple:
             continue
-        walked = independent.walk_clip(f.geometry, chip)
-        if len(walked) > 1 and walked[0][0] == walked[-1][-1]:
-            walked[0] = walked.pop() + walked[0][1:]
-        ends = sorted((p[0], p[-1]) for p in walked)
         cut = sorted((g.coords[0], g.coords[-1]) for g in independent.clip_feature(f, chip))
-        same = len(cut) == len(ends) and np.allclose(cut, ends, rtol=0, atol=1e-6)
-        d.check("line pieces", same, (chip, f.osm, cut, ends))
+        walked = [_ends_by_walking(f.geometry, square) for square in (chip, wider)]
+        same = any(
+            len(cut) == len(ends) and np.allclose(cut, ends, rtol=0, atol=1e-5) for ends in walked
+        )
+        d.check("line pieces", same, (chip, f.osm, cut, walked))
+
+
+def _ends_by_walking(line: shapely.LineString, chip: Box) -> list[Ends]:
+    pieces = independent.walk_clip(line, chip)
+    if len(pieces) > 1 and pieces[0][0] == pieces[-1][-1]:
+        pieces[0] = pieces.pop() + pieces[0][1:]
+    return sorted((p[0], p[-1]) for p in pieces)

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -306,18 +306,22 @@ def relation_of(a: shapely.Geometry, b: shapely.Geometry) -> Relation | None:
 def relations(geometry: Sequence[shapely.Geometry]) -> dict[tuple[int, int], Relation]:
     """Every ordered pair that has a relation by its matrix, self edges included; no near ones."""
     found = {(n, n): Relation.SELF for n in range(len(geometry))}
-    bounds = [g.bounds for g in geometry]
+    bounds = shapely.bounds(np.array(geometry, object)).reshape(-1, 4)
     dimension = [shapely.get_dimensions(g) for g in geometry]
-    for i, j in itertools.combinations(range(len(geometry)), 2):
-        p, q = bounds[i], bounds[j]
-        if p[0] > q[2] or q[0] > p[2] or p[1] > q[3] or q[1] > p[3]:
-            continue
+    for i, j in _boxes_meet(bounds):
         a, b = (i, j) if dimension[i] >= dimension[j] else (j, i)
         relation = relation_of(geometry[a], geometry[b])
         if relation is not None:
             found[a, b] = relation
             found[b, a] = _INVERSE.get(relation, relation)
     return found
+
+
+def _boxes_meet(bounds: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    x0, y0, x1, y1 = bounds.T
+    for i, (left, bottom, right, top) in enumerate(bounds.tolist()):
+        meet = (x0 <= right) & (x1 >= left) & (y0 <= top) & (y1 >= bottom)
+        yield from ((i, j) for j in np.flatnonzero(meet).tolist() if j > i)
 
 
 def near_faults(points: Sequence[tuple[float, float]], edges: set[tuple[int, int]]) -> list[str]:
