@@ -281,7 +281,7 @@ def install_spatial() -> None:
     except duckdb.Error as error:
         raise GeoLinkError(
             f"DuckDB {duckdb.__version__} has no spatial extension ({error}); install the package "
-            f"duckdb-extension-spatial=={duckdb.__version__}"
+            f"duckdb-extension-spatial=={duckdb.__version__}, and let the home folder be writable"
         ) from error
     finally:
         con.close()
