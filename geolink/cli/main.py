@@ -25,7 +25,7 @@ def cli() -> None:
     """Turn any place on Earth into an aligned image-OpenStreetMap dataset, and train on it."""
 
 
-@cli.command()
+@cli.command(short_help="Build a dataset, or bring it up to date.")
 @click.argument("config", type=_FILE)
 @click.option("--workers", default=1, show_default=True, help="Processes that build shards.")
 @click.option("--scheduler", help="Address of a running Dask scheduler, instead of --workers.")
@@ -49,7 +49,7 @@ def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> N
         sys.exit(PARTIAL)
 
 
-@cli.command()
+@cli.command(short_help="Say what a dataset, shard, run or checkpoint is.")
 @click.argument("path", type=_FILE)
 @click.option("--snapshot", type=int, help="Snapshot of a dataset; default: the latest.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -61,7 +61,7 @@ def info(path: Path, snapshot: int | None, as_json: bool) -> None:
     output.table(describe(path, snapshot), as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Draw chips of a dataset, or its shard map.")
 @click.argument("dataset", type=_FILE)
 @click.argument("picture", type=_FILE)
 @click.option("--what", type=click.Choice(["chips", "map"]), default="chips", show_default=True)
@@ -85,7 +85,7 @@ def show(
     click.echo(f"wrote {picture}")
 
 
-@cli.command()
+@cli.command(short_help="Pretrain an encoder, or resume a run.")
 @click.argument("config", type=_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pretrain(config: Path, as_json: bool) -> None:
@@ -103,7 +103,7 @@ def pretrain(config: Path, as_json: bool) -> None:
         sys.exit(INTERRUPTED)
 
 
-@cli.command()
+@cli.command(short_help="Evaluate a checkpoint by kNN.")
 @click.argument("config", type=_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(config: Path, as_json: bool) -> None:
@@ -116,7 +116,7 @@ def evaluate(config: Path, as_json: bool) -> None:
     output.evaluation_summary(run(load_config(config, EvaluateConfig)), as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Run the whole system offline, to a page.")
 @click.argument("folder", type=_FILE)
 @click.option("--osm", type=_FILE, help="Render scenes over this PBF, instead of the made-up town.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the world and the training.")
@@ -138,7 +138,7 @@ def demo(
     click.echo(f"\nThe report page: {page}")
 
 
-@cli.command()
+@cli.command(short_help="Print a config schema or the shard layout.")
 @click.argument("what", type=click.Choice(["dataset", "train", "evaluate", "shard"]))
 @click.option("--json", "as_json", is_flag=True, help="The shard layout as JSON, not Markdown.")
 def schema(what: str, as_json: bool) -> None:
