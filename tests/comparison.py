@@ -5,7 +5,8 @@ Tolerances, and why:
 
 - sizes, densities: 1e-6 of the value. They are stored as float32 (6e-8 of the value).
 - anchors: 1e-6 of the chip's side. Stored as float32; coordinates of millions of metres resolve a
-  nanometre. Where two stretches of a polygon are equally wide within 1e-7 m, either may be chosen.
+  nanometre. Where two stretches of a polygon are equally wide within 1e-7 m, either may be chosen;
+  between vertices less than 1e-7 m apart, any place in the polygon.
 - patch weights: exact, unless share x 255 is within 1e-4 of where rounding turns. A patch may be
   there or not where the object's share of it is below 1e-8, which is a nanometre of a patch's side;
   a line within 1e-8 m of a border between patches may be on either side of it.
@@ -278,11 +279,12 @@ def compare_objects(
         for anchor, choices in zip(
             arrays["object_anchor"][m], independent.anchors(o.geometry), strict=True
         ):
+            x, y = chip[0] + width * float(anchor[0]), chip[3] - width * float(anchor[1])
             away = min(
-                max(abs((x - chip[0]) / width - anchor[0]), abs((chip[3] - y) / width - anchor[1]))
-                for x, y in choices
+                (max(abs(x - cx), abs(y - cy)) for cx, cy in choices),
+                default=o.geometry.distance(shapely.Point(x, y)),
             )
-            d.check("anchor", away <= 1e-6, (*where, anchor, choices))
+            d.check("anchor", away <= 1e-6 * width, (*where, anchor, choices))
         _compare_coverage(o.geometry, chip, patches, arrays, m, d)
 
 

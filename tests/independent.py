@@ -426,7 +426,10 @@ def _empty_circle(places: list[tuple[float, float]], pair: tuple[int, int]) -> b
 
 
 def anchors(geometry: shapely.Geometry) -> list[list[tuple[float, float]]]:
-    """Four anchors in metres; for each, every choice that is as good as the best within 1e-7 m."""
+    """Four anchors in metres; for each, every choice that is as good as the best within 1e-7 m.
+
+    None where the line that carries it lies between vertices less than 1e-7 m apart.
+    """
     centre = geometry.centroid
     middle = (centre.x, centre.y)
     if geometry.geom_type == "Point":
@@ -442,6 +445,9 @@ def anchors(geometry: shapely.Geometry) -> list[list[tuple[float, float]]]:
     choices: list[list[tuple[float, float]]] = []
     for share, across in ((1 / 6, 1 / 3), (1 / 2, 2 / 3), (5 / 6, 1 / 3)):
         at = low + share * (high - low)
+        if len(np.unique(own[np.abs(own - at) < 1e-7])) > 1:
+            choices.append([])
+            continue
         lines = {_off_vertices(at + hair, at, own) for hair in (-1e-7, 0.0, 1e-7)}
         choices.append([p for t in lines for p in _widest(geometry, t, across, tall)])
     return [*choices, [middle]]

@@ -2,9 +2,11 @@
 
 Coordinates lie on a half-metre lattice most of the time, so that geometries meet borders of chips
 and patches, one another and themselves exactly; sometimes they are moved off it by a nanometre or
-at will. Chips are 8 m, patches 2 m.
+at will. Chips are 8 m, patches 2 m. The examples are the same on every run; with the environment
+variable GEOLINK_CHECK_ALL=1 they are new ones, and many more.
 """
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -25,6 +27,10 @@ from schemas.taxonomy import default_taxonomy
 from tests import comparison, independent
 from tests.comparison import Differences
 
+CHECK_ALL = os.environ.get("GEOLINK_CHECK_ALL") == "1"
+HOW = settings(
+    deadline=None, derandomize=not CHECK_ALL, suppress_health_check=[HealthCheck.too_slow]
+)
 TAXONOMY = default_taxonomy()
 CHIP_M, PATCHES = 8.0, 4
 EAST, NORTH = 373_120.0, 4_843_520.0
@@ -168,7 +174,7 @@ OPTIONS = (
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(HOW, max_examples=2000 if CHECK_ALL else 50)
 @given(scenes(), st.sampled_from(OPTIONS))
 def test_any_geometries_agree_with_one_pair_at_a_time(
     geometry: list[shapely.Geometry], options: ObjectOptions
@@ -176,7 +182,7 @@ def test_any_geometries_agree_with_one_pair_at_a_time(
     check(geometry, options)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(HOW, max_examples=1000 if CHECK_ALL else 25)
 @given(st.lists(lattice | st.tuples(st.floats(0, 16), st.floats(0, 16)), max_size=40))
 def test_any_points_are_near_by_the_empty_circle(xy: Places) -> None:
     check([Point(p) for p in _at(*(tuple(np.round(p, 4)) for p in xy))])
@@ -196,6 +202,10 @@ def test_any_points_are_near_by_the_empty_circle(xy: Places) -> None:
         pytest.param(
             [Polygon(_at((5.5, 8), (8, 8), (10.5, 1e-9)))],
             id="a vertex half-way up",
+        ),
+        pytest.param(
+            [Polygon(_at((12, 5.5), (0, 0), (10, 4.5), (10 + 1e-9, 0), (1, -1)))],
+            id="two vertices of a polygon a nanometre apart on the line of an anchor",
         ),
         pytest.param(
             [LineString(_at((10, 12.5), (9.999999999, 0), (0, 14), (13.5, 10.5)))],
