@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,8 +58,10 @@ def pixel_features(images: Tensor) -> Tensor:
 
 def band_features(images: Tensor) -> Tensor:
     """Mean, deviation and quantiles of each band."""
-    pixels = images.flatten(2).sort(2).values
-    rank = torch.tensor(QUANTILES, device=images.device) * (pixels.shape[2] - 1)
-    quantiles = pixels[:, :, rank.round().long()]
+    pixels = images.flatten(2)
+    rank = [round(level * (pixels.shape[2] - 1)) for level in QUANTILES]
+    # numpy selects the ranks without sorting, several times faster than torch on a CPU.
+    levels = np.partition(pixels.cpu().numpy(), rank, axis=2)[:, :, rank]
+    quantiles = torch.from_numpy(levels).to(images.device)
     parts = [pixels.mean(2, keepdim=True), pixels.std(2, keepdim=True), quantiles]
     return torch.cat(parts, 2).flatten(1)
