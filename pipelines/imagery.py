@@ -252,7 +252,8 @@ class _Loader:
         # stackstac leaves out items and bands that do not meet the bounds.
         if not array.size:
             return None
-        data = array.data[0].compute(**self.scheduler)
+        # Nothing to fuse: a task a band.
+        data = array.data.compute(optimize_graph=False, **self.scheduler)[0]
         present = [list(assets).index(name) for name in array["band"].values]
         if len(present) == len(assets):
             pixels: NDArray[Any] = np.require(data, requirements="W")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def _query(parquet: Path, lonlat: Bounds) -> pa.Table:
     west, south, east, north = lonlat
     columns = "xmax >= ? AND xmin <= ?" if west <= east else "(xmax >= ? OR xmin <= ?)"
     try:
-        with duckdb.connect(config={"threads": 1}) as con:
+        with _database().cursor() as con:
             return con.execute(
                 f"SELECT osm, geometry, tags FROM read_parquet(?) WHERE {columns} "  # noqa: S608
                 "AND ymax >= ? AND ymin <= ? ORDER BY osm",
@@ -128,6 +129,12 @@ def _query(parquet: Path, lonlat: Bounds) -> pa.Table:
             f"cannot read converted extract {parquet}: {str(error).splitlines()[0]}; delete it if "
             "it is there, and build again"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _database() -> duckdb.DuckDBPyConnection:
+    """An empty database, opened once a process: that takes longer than most queries."""
+    return duckdb.connect(config={"threads": 1})
 
 
 def make_features(
