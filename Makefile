@@ -16,7 +16,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "==> creating $(VENV) and installing the locked packages (a few GB with torch; minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^# uv==//p' requirements.lock)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 

@@ -106,7 +106,8 @@ def write_configs(
             # Small, for minutes on two cores. The paper's contrast weight of 0.01 is meant for
             # 1.27 M pairs: on a few thousand chips 0.3 teaches the encoder more about classes.
             "model": {
-                "embed_dim": 96, "depth": 3, "num_heads": 3, "osm_dim": 64, "contrast_weight": 0.3,
+                "embed_dim": 96, "depth": 3, "num_heads": 3, "osm_dim": 64,
+                "decoder_dim": 64, "decoder_depth": 1, "contrast_weight": 0.3,
             },
         }  # fmt: skip
         configs[f"evaluate-{n}"] = {
