@@ -6,5 +6,6 @@ prefect. Only `geolink.cli`, the face on top, reaches into all of them, lazily.
 
 import os
 
-# Threads that wait by spinning slow a shared machine down many times over: OpenMP's default.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP threads wait for one another by spinning. As long as they like, by default, which slows a
+# shared machine down many times over; a little, and an idle machine loses nothing.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -93,7 +93,7 @@ DROP_KEYS = (
     "*:wikipedia", "wikipedia:*", "image", "website", "website:*", "url", "email", "phone", "fax",
     "contact:*", "opening_hours", "opening_hours:*", "operator", "operator:*", "brand", "brand:*",
     "network:*", "check_date", "check_date:*", "survey:date", "start_date", "tiger:*", "gnis:*",
-    "osak:*", "import*", "uuid", "*:id", "*_id", "id", "layer", "mapillary*", "ele",
+    "osak:*", "import*", "uuid", "*:id", "*_id", "id", "layer", "mapillary*", "ele", "type",
 )  # fmt: skip
 
 
