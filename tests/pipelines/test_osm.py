@@ -120,7 +120,7 @@ def test_closed_ways_are_polygons_only_where_their_tags_mean_an_area(
 def test_a_multipolygon_has_its_holes_and_parts(hamlet, hamlet_extract: Extract) -> None:
     forest, tags = _features(hamlet_extract)[hamlet.osm("forest")]
     assert forest.area * 1e8 == pytest.approx(20 * 20 - 4 * 4 + 5 * 5)
-    assert tags == ["landuse=forest", "type=multipolygon"]
+    assert tags == ["landuse=forest"]
 
 
 def test_what_cannot_be_a_feature_is_counted(hamlet, hamlet_extract: Extract) -> None:
