@@ -91,10 +91,10 @@ def verdict(scores: list[dict[str, Any]]) -> str:
         wins = sum(s["scores"][name]["difference"][1] > 0 for s in scores)
         gain = 100 * (_mean(scores, "encoder") - _mean(scores, name))
         proof = f"interval above zero in {wins} of {len(scores)} seeds"
-        parts.append(f"{_NAMES[name]} by {gain:+.1f} points ({proof})")
+        parts.append(f"{_NAMES[name]} {gain:+.1f} ({proof})")
     return (
         f"The frozen encoder is right on {_mean(scores, 'encoder'):.1%} of {held_out:,} held-out "
-        f"chips in {classes} classes. Against {'; '.join(parts)}."
+        f"chips in {classes} classes. Its lead in points: over {'; '.join(parts)}."
     )
 
 
