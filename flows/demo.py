@@ -57,6 +57,8 @@ def run_demo(
         training = load_config(configs[f"train-{n}"], TrainConfig)
         with clock.step(f"pretrain: seed {training.seed} ({n + 1} of {seeds})"):
             run = pretrain(training)
+            if not run.finished:
+                raise KeyboardInterrupt(run.message)
             say(f"      {run.samples_per_s:,.0f} chips/s, loss {run.loss:.3f}")
             runs.append(training.run)
         with clock.step(f"evaluate: kNN on held-out chips, seed {training.seed}"):

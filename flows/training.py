@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect import flow, task
 
+from schemas.errors import GeoLinkError
 from schemas.evaluation import EvaluateConfig
 from schemas.load import load_config
 from schemas.training import TrainConfig
@@ -12,12 +13,15 @@ from schemas.training import TrainConfig
 
 @task
 def train(config: Path) -> dict[str, Any]:
-    """Pretrain, or resume, the run of a config."""
+    """Pretrain, or resume, the run of a config; fails if it was stopped before its end."""
     from dataclasses import asdict
 
     from geolink.training.loop import pretrain as run
 
-    return asdict(run(load_config(config, TrainConfig)))
+    result = run(load_config(config, TrainConfig))
+    if not result.finished:
+        raise GeoLinkError(result.message)
+    return asdict(result)
 
 
 @task
