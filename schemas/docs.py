@@ -1,16 +1,18 @@
-"""The data-contract page of the docs, made from the contract itself.
+"""Pages of the docs that are made from the contract itself.
 
-Run `python -m schemas.docs > docs/data-contract.md`; a test keeps the page true.
+Run `python -m schemas.docs docs` to write them; a test keeps them true.
 """
 
 import sys
+from pathlib import Path
 
+from schemas.findings import CHIP_FLAGS, findings_table
 from schemas.layout import Kind, Relation, layout_table
 from schemas.taxonomy import default_taxonomy
 
 _HEAD = """# The data contract
 
-Made from the code by `python -m schemas.docs`; `geolink schema shard` prints the table.
+Made from the code by `python -m schemas.docs docs`; `geolink schema shard` prints the table.
 
 A dataset is a folder:
 
@@ -41,8 +43,37 @@ in raster order (north-west first), objects by (chip, kind, OSM id, part), edges
 """
 
 
-def page() -> str:
-    """The page as Markdown."""
+_FINDINGS = """# Findings
+
+Made from the code by `python -m schemas.docs docs`.
+
+A build stops for nothing that can be left out, counted and reported. Every count has a code. Counts
+by shard stand in the snapshot and in the table `findings` of the catalog:
+
+```sql
+SELECT code, sum(count) FROM findings WHERE build = (SELECT max(build) FROM builds) GROUP BY code;
+```
+
+Severity: *note*, as it should be, but worth knowing; *warning*, look at it; *error*, something is
+wrong. Findings of chips are also bits of each chip's `finding`, and stand in the snapshot, so that
+a training config can leave such chips out or weigh them:
+
+```yaml
+quality:
+  drop: [chip_shifted]
+  weights: {chip_cloudy: 0.5}
+```
+"""
+
+
+def findings_page() -> str:
+    """The findings as Markdown."""
+    bits = ", ".join(f"{n} `{code}`" for n, code in enumerate(CHIP_FLAGS))
+    return "\n".join([_FINDINGS, findings_table(), "", f"Bits of `finding`: {bits}.", ""])
+
+
+def contract_page() -> str:
+    """The data contract as Markdown."""
     taxonomy = default_taxonomy()
     kinds = ", ".join(f"{k.name.lower()} {k.value}" for k in Kind)
     relations = ", ".join(f"{r.name.lower()} {r.value}" for r in Relation)
@@ -70,5 +101,8 @@ def page() -> str:
     )
 
 
+PAGES = {"data-contract.md": contract_page, "findings.md": findings_page}
+
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    for name, make in PAGES.items():
+        (Path(sys.argv[1]) / name).write_text(make(), encoding="utf-8")

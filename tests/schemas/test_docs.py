@@ -1,10 +1,11 @@
 from pathlib import Path
 
-from schemas.docs import page
+import pytest
+
+from schemas.docs import PAGES
 
 
-def test_the_data_contract_page_is_the_contract() -> None:
-    path = Path(__file__).resolve().parents[2] / "docs" / "data-contract.md"
-    assert path.read_text(encoding="utf-8") == page(), (
-        "run python -m schemas.docs > docs/data-contract.md"
-    )
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_made_from_the_contract_is_the_contract(name: str) -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / name
+    assert path.read_text(encoding="utf-8") == PAGES[name](), "run python -m schemas.docs docs"

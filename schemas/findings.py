@@ -1,0 +1,205 @@
+"""What can be wrong or odd in a dataset: every code that a build counts, and what to do about it.
+
+A finding never stops a build. Counts by code stand in the snapshot (`qc`) and the catalog; codes of
+chips are also bits of the shard array `finding`, so that a reader can filter and weigh by them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Severity = Literal["note", "warning", "error"]
+Scope = Literal["chip", "object", "scene", "extract", "shard", "dataset"]
+
+
+class Finding(NamedTuple):
+    """One kind of finding."""
+
+    code: str
+    severity: Severity
+    """note: as it should be, worth knowing; warning: look at it; error: something is wrong."""
+    scope: Scope
+    """What is counted."""
+    meaning: str
+    remedy: str
+
+
+_ALL = (
+    # Scenes.
+    Finding("scene_asset_missing", "warning", "scene",
+            "A scene lacks the file of a band that the sensor needs.",
+            "Check the sensor's band names against the item's assets."),
+    Finding("scene_no_crs", "error", "scene",
+            "A scene states no coordinate system with an EPSG code.",
+            "Give the raster its CRS, for instance with gdal_edit."),
+    Finding("scene_offset_unknown", "error", "scene",
+            "Nothing tells whether a scene's radiometric offset is applied, so it was left out.",
+            "Use a collection whose items state it."),
+    Finding("scene_outside_time", "note", "scene",
+            "A scene lies outside the time window, or has no time.",
+            "Widen start and end if too few scenes are left."),
+    Finding("scene_too_cloudy", "note", "scene",
+            "A scene's cloud cover exceeds max_cloud.",
+            "Raise max_cloud or widen the time window if too few scenes are left."),
+    Finding("scene_unreadable", "error", "scene",
+            "A file of a scene cannot be read, so the scene was left out.",
+            "Fetch or replace the file and build again."),
+    Finding("block_without_scene", "warning", "shard",
+            "No scene gave a pixel of the shard.",
+            "Widen the time window or the cloud limits, or take the place out of the region."),
+    Finding("pixel_out_of_range", "warning", "scene",
+            "Pixels did not fit the sensor's storage type and were clipped (counted in pixels).",
+            "Check the data type and scale of the sensor's bands."),
+    Finding("scene_footprint_wrong", "error", "scene",
+            "A scene's item says that it covers the shard, but its files hold no pixel there.",
+            "Report the item to its catalog; other scenes were used where there are any."),
+    Finding("scene_nodata_wrong", "error", "scene",
+            "A large area of a scene has one constant value which is not the stated nodata value.",
+            "Set the raster's nodata value to that value, or leave the scene out."),
+    # Chips.
+    Finding("chip_below_min_valid", "note", "chip",
+            "A chip has too few valid pixels and was left out.",
+            "Lower min_valid, or allow more scenes, if too many are lost."),
+    Finding("chip_near_other_split", "note", "chip",
+            "A chip lies within the buffer around another split and was left out.",
+            "None: the buffer keeps the splits apart."),
+    Finding("chip_shifted", "warning", "chip",
+            "Image and OSM are surely shifted against each other by more than a pixel.",
+            "Set registration to correct or drop, or use better registered scenes."),
+    Finding("chip_dropped_shifted", "note", "chip",
+            "A chip was left out because its image and OSM are surely shifted (registration: "
+            "drop).",
+            "None: it is what the config asks for."),
+    Finding("chip_cloudy", "note", "chip",
+            "More than a tenth of the chip's pixels are masked: cloud, shadow or defect.",
+            "Allow more scenes, or drop such chips when training."),
+    Finding("chip_nodata", "note", "chip",
+            "More than a tenth of the chip's pixels have no data.",
+            "Allow more scenes, or drop such chips when training."),
+    Finding("chip_seam", "note", "chip",
+            "Brightness jumps along the border between two scenes of the composite.",
+            "Use scenes of one day or season, or another composite."),
+    Finding("chip_constant", "warning", "chip",
+            "A large part of the chip has one constant value which is not the nodata value.",
+            "Check the nodata value of its scene."),
+    Finding("chip_osm_dense", "note", "chip",
+            "The chip has far more OSM objects than its shard's other chips.",
+            "Look for an import; cap objects with max_per_chip if they burden training."),
+    Finding("chip_osm_sparse", "note", "chip",
+            "The chip has far fewer OSM objects than its shard's other chips.",
+            "Look whether the place is unmapped; drop such chips when training."),
+    Finding("chip_osm_empty", "note", "chip",
+            "The chip has no OSM object.",
+            "Drop such chips when training if the model needs a graph."),
+    Finding("chip_class_disagrees", "warning", "chip",
+            "A class of the map does not look like that class anywhere else in the shard: water "
+            "that is bright in near infrared, or plants that are not.",
+            "Compare image and OSM: the map may be out of date, or the scene of another place."),
+    # Objects.
+    Finding("feature_outside_projection", "warning", "object",
+            "A feature has coordinates that its UTM zone cannot hold, so it was left out.",
+            "None where few; else check the extract's coordinates."),
+    Finding("invalid_repaired", "note", "object",
+            "An invalid geometry was repaired.",
+            "None: mend it in OSM if it matters."),
+    Finding("repair_piece_dropped", "note", "object",
+            "A repaired geometry had pieces of lower dimension, such as spikes, which were left "
+            "out.",
+            "None: mend it in OSM if it matters."),
+    Finding("touch_only", "note", "object",
+            "A feature only touches a chip from outside and is no object of it.",
+            "None: it belongs to the neighbour."),
+    Finding("object_sliver", "note", "object",
+            "A clipped piece was below a millimetre and was left out.",
+            "None."),
+    Finding("object_below_minimum", "note", "object",
+            "An object was below the minimum size and was left out.",
+            "Lower min_polygon_fraction or min_line_fraction to keep it."),
+    Finding("object_over_cap", "note", "object",
+            "An object was beyond max_per_chip and was left out.",
+            "Raise max_per_chip to keep it."),
+    # Extracts.
+    Finding("osm_way_incomplete", "warning", "extract",
+            "A way's nodes are missing from the extract, so it was left out.",
+            "Cut extracts with complete ways."),
+    Finding("osm_relation_incomplete", "warning", "extract",
+            "A multipolygon could not be assembled and was left out.",
+            "Cut extracts with complete relations; a few broken ones are normal."),
+    Finding("osm_relation_without_geometry", "note", "extract",
+            "A relation is no area (a route, a site) and was left out.",
+            "None."),
+    Finding("osm_way_without_length", "note", "extract",
+            "A way has all its nodes in one place and was left out.",
+            "None: mend it in OSM if it matters."),
+    Finding("osm_filtered", "note", "extract",
+            "A feature had no tag left after the tag filter and was left out.",
+            "Drop fewer keys to keep it."),
+    Finding("osm_spans_antimeridian", "warning", "extract",
+            "A feature crosses 180 degrees in one piece and was left out.",
+            "Split it in OSM."),
+    # Imported pairs.
+    Finding("pair_without_meta", "warning", "dataset",
+            "A pair has no meta.json and was left out.", "Add it."),
+    Finding("pair_damaged_meta", "error", "dataset",
+            "A pair's meta.json cannot be read, so it was left out.", "Mend it."),
+    Finding("pair_bad_bounds", "error", "dataset",
+            "A pair's bounds are no box of degrees, so it was left out.", "Mend its meta.json."),
+    Finding("pair_outside_utm", "warning", "dataset",
+            "A pair lies beyond the UTM zones and was left out.", "None."),
+    Finding("pair_without_image", "warning", "dataset",
+            "A pair has no image and was left out.", "Add it."),
+    Finding("pair_with_several_images", "warning", "dataset",
+            "A pair has more than one image and was left out.", "Keep one."),
+    Finding("pair_damaged_image", "error", "dataset",
+            "A pair's image cannot be read, so it was left out.", "Replace it."),
+    Finding("pair_with_several_vectors", "warning", "dataset",
+            "A pair has more than one vector file of a kind and was left out.", "Keep one."),
+    Finding("pair_damaged_vectors", "error", "dataset",
+            "A pair's vectors cannot be read, so it was left out.", "Replace them."),
+    Finding("feature_filtered", "note", "object",
+            "A feature of a pair had no tag left after the tag filter and was left out.",
+            "Drop fewer keys to keep it."),
+    Finding("feature_damaged", "warning", "object",
+            "A feature of a pair has coordinates that are no numbers, so it was left out.",
+            "Mend the pair's vectors."),
+    # Builds.
+    Finding("shard_failed", "error", "shard",
+            "A shard could not be built; the message says why.",
+            "Mend the cause and build again: only failed shards are built."),
+)  # fmt: skip
+
+FINDINGS: dict[str, Finding] = {finding.code: finding for finding in _ALL}
+"""Every code that any stage counts."""
+
+CHIP_FLAGS: tuple[str, ...] = (
+    "chip_shifted", "chip_cloudy", "chip_nodata", "chip_seam", "chip_constant", "chip_osm_dense",
+    "chip_osm_sparse", "chip_osm_empty", "chip_class_disagrees",
+)  # fmt: skip
+"""Codes of kept chips: code n is bit n of `finding`. New ones go to the end, none is removed."""
+
+
+def set_flags(flags: Mapping[str, NDArray[np.bool_]], chips: int) -> NDArray[np.uint32]:
+    """The array `finding` [chip] of some flags [chip] by code."""
+    finding = np.zeros(chips, np.uint32)
+    for code, flag in flags.items():
+        finding |= flag.astype(np.uint32) << np.uint32(CHIP_FLAGS.index(code))
+    return finding
+
+
+def flagged(finding: NDArray[np.uint32], codes: Iterable[str]) -> NDArray[np.bool_]:
+    """[chip]: whether a chip has any of some codes of `CHIP_FLAGS`."""
+    mask = np.uint32(sum(1 << CHIP_FLAGS.index(code) for code in set(codes)))
+    found: NDArray[np.bool_] = (finding & mask) != 0
+    return found
+
+
+def findings_table() -> str:
+    """The findings as a Markdown table."""
+    head = ["| code | severity | counted | meaning | what to do |", "|---|---|---|---|---|"]
+    rows = [
+        f"| `{f.code}` | {f.severity} | {f.scope} | {f.meaning} | {f.remedy} |"
+        for f in FINDINGS.values()
+    ]
+    return "\n".join(head + rows)
