@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from shapely.geometry.base import BaseGeometry
 
+from pipelines.items import Scene
 from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extract
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.region import BlockPlan, plan_blocks, region_geometry
-from pipelines.scenes import Choice, Scene, choose, find_scenes
-from schemas.config import DROP_KEYS, DatasetConfig
+from pipelines.scenes import find_scenes
+from pipelines.select import Choice, choose
+from schemas.config import DatasetConfig
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
 from schemas.grid import Block, Bounds, block_bounds, to_lonlat
 from schemas.layout import SCHEMA_VERSION
+from schemas.sources import DROP_KEYS
 from schemas.splits import Split
 
 STAGES = {
@@ -84,7 +87,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     if within is not None:
         blocks = [b for b in blocks if within.intersects(_footprint(config, b))]
     sensor = config.resolved_sensor()
-    extract = convert_extract(config.osm.pbf, cache_folder(config), config.osm)
+    extract = convert_extract(Path(config.osm.pbf[0]), cache_folder(config), config.osm)
     scenes, skipped = find_scenes(config.scenes, region.bounds, sensor)
     info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
     margin = margin_m(info)

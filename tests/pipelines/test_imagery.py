@@ -22,12 +22,13 @@ from pipelines.imagery import BlockImage, cut_chips, load_block
 from pipelines.items import Scene, scene_of_item
 from pipelines.plan import STAGES
 from pipelines.rasters import to_storage
-from pipelines.scenes import choose, find_scenes
-from schemas.config import SceneSource
+from pipelines.scenes import find_scenes
+from pipelines.select import choose
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import AERIAL_RGB, NAIP, Band, Sensor
+from schemas.sources import SceneSource
 from tests.pipelines.raster_fixtures import (
     EPSG,
     PLAIN,

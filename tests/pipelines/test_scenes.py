@@ -14,10 +14,11 @@ import stackstac
 
 from pipelines.items import Scene, scene_of_item, stac_item
 from pipelines.radiometry import apply_offset, item_offset
-from pipelines.scenes import choose, find_scenes
-from schemas.config import SceneSource
+from pipelines.scenes import find_scenes
+from pipelines.select import choose
 from schemas.errors import GeoLinkError
 from schemas.sensor import AERIAL_RGB, NAIP, SENTINEL_2_L2A, Band, Sensor
+from schemas.sources import SceneSource
 from tests.pipelines.raster_fixtures import (
     EPSG,
     PLAIN,
