@@ -5,9 +5,10 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 
-from schemas.config import DatasetConfig, Region
+from schemas.config import DatasetConfig
 from schemas.errors import GeoLinkError
 from schemas.load import load_config
+from schemas.sources import Region
 
 
 @task
@@ -20,7 +21,7 @@ def load(config: Path) -> DatasetConfig:
 def build(config: DatasetConfig, workers: int, within: Region | None = None) -> dict[str, Any]:
     """Build what is missing and publish; fails if a shard failed, so that Prefect shows it."""
     from pipelines.build import build_dataset as run
-    from pipelines.region import region_geometry
+    from pipelines.places import region_geometry
 
     area = None if within is None else region_geometry(within)
     result = run(config, workers=workers, within=area)

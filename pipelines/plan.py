@@ -14,7 +14,8 @@ from shapely.geometry.base import BaseGeometry
 from pipelines.items import Scene
 from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extract
 from pipelines.pairs import PairShard, plan_pairs
-from pipelines.region import BlockPlan, plan_blocks, region_geometry
+from pipelines.places import region_geometry
+from pipelines.region import BlockPlan, plan_blocks
 from pipelines.scenes import find_scenes
 from pipelines.select import Choice, choose
 from schemas.config import DatasetConfig
@@ -83,7 +84,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     assert config.scenes
     assert config.osm
     region = region_geometry(config.region)
-    blocks = plan_blocks(region, config.grid, config.splits)
+    blocks = plan_blocks(config.region, config.grid, config.splits)
     if within is not None:
         blocks = [b for b in blocks if within.intersects(_footprint(config, b))]
     sensor = config.resolved_sensor()
