@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import numpy as np
-import rasterio
 import shapely
-from numpy.typing import NDArray
 from pyproj import CRS
 from pyproj.exceptions import CRSError
-from rasterio.errors import RasterioIOError
+from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.transform import Affine
-from rasterio.warp import transform_geom
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-from pipelines.radiometry import item_offset
-from pipelines.rasters import Asset, file_sha256, gdal_env, is_remote, local_path, open_raster
-from schemas.config import SceneSource
+from pipelines.footprints import grid_outline, item_footprint
+from pipelines.radiometry import item_offset, processing_baseline
+from pipelines.rasters import Asset, file_sha256, open_raster
+from pipelines.remote import is_remote, local_path, retried
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import Sensor
+from schemas.sources import SceneSource
 
 
 class Problem(NamedTuple):
@@ -59,6 +59,12 @@ class Scene:
     digest: str
     """Hash of what its pixels are: bytes, grid, offset."""
     problem: Problem | None = None
+    sun_elevation: float | None = None
+    """Degrees; None: unknown."""
+    orbit: str = ""
+    """Platform and orbit of the pass, as far as stated."""
+    baseline: int | None = None
+    """Processing baseline times 100 (Sentinel-2), where stated."""
 
     @property
     def seconds(self) -> int:
@@ -90,8 +96,11 @@ def scene_of_item(
         mask=None,
         offset=offset.dn or 0,
         offset_reason=offset.reason,
-        footprint=_item_footprint(item),
+        footprint=item_footprint(item),
         digest="",
+        sun_elevation=_sun_elevation(properties),
+        orbit=_orbit(properties),
+        baseline=processing_baseline(item),
     )
     problem = _filtered(scene, source)
     if problem is None and missing:
@@ -101,10 +110,15 @@ def scene_of_item(
         problem = Problem("scene_offset_unknown", offset.reason)
     if problem is not None:
         return replace(scene, problem=problem)
-    bands = tuple(_asset(item, found[b.asset], b.index, base) for b in sensor.bands)
-    mask = _asset(item, found[sensor.mask.asset], 1, base) if sensor.mask else None
+    sign: str = source.sign
+    if sign == "planetary-computer":
+        sign += f"/{item.get('collection') or ''}"
+    bands = tuple(_asset(item, found[b.asset], b.index, base, sign) for b in sensor.bands)
+    mask = _asset(item, found[sensor.mask.asset], 1, base, sign) if sensor.mask else None
     wanted = [*bands, *([mask] if mask else [])]
-    problem = _asset_problem(wanted)
+    if scene.footprint.is_empty:
+        scene = replace(scene, footprint=_asset_outline(bands[0]))
+    problem = _asset_problem(wanted) or _place_problem(scene, bands[0])
     if problem is not None:
         return replace(scene, problem=problem)
     entries = [found[b.asset] for b in sensor.bands]
@@ -142,7 +156,7 @@ def scene_of_raster(
     if epsg is None or transform.is_identity:
         what = "no CRS with an EPSG code" if epsg is None else "no georeference"
         return replace(scene, problem=Problem("scene_no_crs", f"{path} has {what}"))
-    scene = replace(scene, footprint=_outline(transform, shape, epsg))
+    scene = replace(scene, footprint=grid_outline(transform, shape, epsg))
     shared = len({b.asset for b in sensor.bands}) == 1
     indexes = [b.index if shared else n for n, b in enumerate(sensor.bands, 1)]
     problem = _filtered(scene, source)
@@ -185,17 +199,6 @@ def stac_item(scene: Scene, assets: Mapping[str, Asset]) -> dict[str, Any]:
     }
 
 
-def item_bounds(item: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    """Bounds of an item in degrees; east > 180 where it crosses the antimeridian."""
-    box = item.get("bbox")
-    if box is None:
-        geometry = _item_footprint(item)
-        return None if geometry.is_empty else geometry.bounds
-    plane = (0, 1, 3, 4) if len(box) == 6 else (0, 1, 2, 3)
-    west, south, east, north = (float(box[i]) for i in plane)
-    return west, south, east + 360.0 if west > east else east, north
-
-
 def _find_assets(
     item: Mapping[str, Any], sensor: Sensor
 ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
@@ -209,34 +212,40 @@ def _find_assets(
     return found, [names for names in dict.fromkeys(wanted) if names not in found]
 
 
-def _asset(item: Mapping[str, Any], entry: Mapping[str, Any], index: int, base: str) -> Asset:
+def _asset(
+    item: Mapping[str, Any], entry: Mapping[str, Any], index: int, base: str, sign: str
+) -> Asset:
     """One band of an asset; its grid is read from the file where no metadata has it."""
     properties = item["properties"]
     href = _absolute(str(entry["href"]), base)
     epsg = _epsg(entry) or _epsg(properties)
-    transform = entry.get("proj:transform") or properties.get("proj:transform")
-    shape = entry.get("proj:shape") or properties.get("proj:shape")
-    asset = Asset(
-        href,
-        index,
-        epsg,
-        tuple(float(v) for v in transform[:6]) if transform else None,
-        (int(shape[0]), int(shape[1])) if shape else None,
-    )
-    if asset.epsg and asset.transform and asset.shape:
-        return asset
+    # Transform and shape belong together: those of the item are of its main pixel size only.
+    own = entry if "proj:transform" in entry or "proj:shape" in entry else properties
+    transform, shape = own.get("proj:transform"), own.get("proj:shape")
+    blank = Asset(href, index, epsg, None, None, sign)
+    if epsg and transform and shape:
+        grid = tuple(float(v) for v in transform[:6])
+        return replace(blank, transform=grid, shape=(int(shape[0]), int(shape[1])))
+
+    def placed(address: str) -> Asset:
+        with open_raster(address) as dataset:
+            return _placed(blank, dataset)
+
     try:
-        with gdal_env(href), open_raster(href) as dataset:
-            return Asset(
-                href,
-                index,
-                epsg or (dataset.crs.to_epsg() if dataset.crs else None),
-                asset.transform or tuple(dataset.transform)[:6],
-                asset.shape or dataset.shape,
-            )
-    except RasterioIOError:
+        return retried(href, sign, placed, lambda: None)
+    except (RasterioError, OSError):
         # A missing file is found by `_asset_problem`, or when the block is loaded.
-        return asset
+        return blank
+
+
+def _placed(asset: Asset, dataset: Any) -> Asset:
+    """An asset of an open file, placed by its transform or by its ground control points."""
+    points, points_crs = dataset.gcps
+    if dataset.crs is None and points and points_crs is not None:
+        return replace(asset, epsg=points_crs.to_epsg())
+    own = dataset.crs.to_epsg() if dataset.crs else None
+    grid = tuple(dataset.transform)[:6]
+    return replace(asset, epsg=own or asset.epsg, transform=grid, shape=dataset.shape)
 
 
 def _epsg(fields: Mapping[str, Any]) -> int | None:
@@ -283,7 +292,50 @@ def _filtered(scene: Scene, source: SceneSource) -> Problem | None:
         return Problem(
             "scene_too_cloudy", f"cloud cover {scene.cloud_cover:g} % > {source.max_cloud:g} %"
         )
+    sun = scene.sun_elevation
+    if sun is not None and sun < source.min_sun_elevation:
+        return Problem(
+            "scene_low_sun", f"sun elevation {sun:g} degrees < {source.min_sun_elevation:g}"
+        )
     return None
+
+
+def _sun_elevation(properties: Mapping[str, Any]) -> float | None:
+    """Degrees above the horizon, by the view extension or what came before it."""
+    for key in ("view:sun_elevation", "eo:sun_elevation"):
+        if (value := _number(properties.get(key))) is not None:
+            return value
+    zenith = _number(properties.get("s2:mean_solar_zenith"))
+    return None if zenith is None else 90.0 - zenith
+
+
+def _orbit(properties: Mapping[str, Any]) -> str:
+    """What tells one pass over a place from another on the same day."""
+    platform = str(properties.get("platform") or properties.get("eo:platform") or "")
+    orbit = properties.get("sat:relative_orbit", properties.get("landsat:wrs_path", ""))
+    return f"{platform.lower()} {orbit}".strip()
+
+
+def _place_problem(scene: Scene, band: Asset) -> Problem | None:
+    """Whether an item's geometry and its pixel grid are different places.
+
+    That is what a wrong CRS, or latitude and longitude exchanged, come to.
+    """
+    outline = _asset_outline(band)
+    if outline.is_empty or not scene.footprint.area:
+        return None
+    turns = [translate(outline, t) for t in (-360.0, 0.0, 360.0)]
+    shared = shapely.area(shapely.intersection(scene.footprint, turns)).max()
+    # A footprint is drawn around the data, so most of it lies within the grid.
+    if shared >= 0.5 * scene.footprint.area:
+        return None
+    west, south, east, north = (round(v, 3) for v in scene.footprint.bounds)
+    grid = [round(v, 3) for v in outline.bounds]
+    return Problem(
+        "scene_place_wrong",
+        f"its geometry is at {[west, south, east, north]} degrees, its pixels at {grid}: wrong "
+        "CRS, or latitude and longitude exchanged",
+    )
 
 
 def _absolute(href: str, base: str) -> str:
@@ -319,40 +371,11 @@ def _scene_digest(scene: Scene, digests: list[str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _item_footprint(item: Mapping[str, Any]) -> BaseGeometry:
-    """Geometry of an item, or its bounding box; empty where it has neither."""
-    if item.get("geometry"):
-        return _unwrapped(shapely.geometry.shape(item["geometry"]))
-    if item.get("bbox"):
-        bounds = item_bounds(item)
-        return shapely.box(*bounds) if bounds else shapely.Polygon()
-    return shapely.Polygon()
-
-
-def _outline(transform: Affine, shape: tuple[int, int], epsg: int) -> BaseGeometry:
-    rows, cols = shape
-    corners = [transform @ c for c in ((0, 0), (cols, 0), (cols, rows), (0, rows))]
-    outline = shapely.segmentize(shapely.Polygon(corners), max(rows, cols) * abs(transform.a) / 20)
-    geometry = transform_geom(rasterio.CRS.from_epsg(epsg), "EPSG:4326", outline)
-    return _unwrapped(shapely.geometry.shape(geometry))
-
-
-def _unwrapped(geometry: BaseGeometry) -> BaseGeometry:
-    """The geometry with longitudes past 180 instead of a jump across the antimeridian."""
-    parts = shapely.get_parts(geometry)
-    bounds = shapely.bounds(parts)
-    jumps = bounds[:, 2] - bounds[:, 0] > 180
-    parts[jumps] = shapely.transform(parts[jumps], _past_180)
-    bounds = shapely.bounds(parts)
-    if len(parts) and bounds[:, 2].max() - bounds[:, 0].min() > 180:
-        west = shapely.get_x(shapely.centroid(parts)) < 0
-        parts[west] = shapely.transform(parts[west], lambda lonlat: lonlat + np.array([360.0, 0.0]))
-    return shapely.make_valid(shapely.union_all(shapely.make_valid(parts)))
-
-
-def _past_180(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
-    lon = np.where(lonlat[:, 0] < 0, lonlat[:, 0] + 360.0, lonlat[:, 0])
-    return np.stack([lon, lonlat[:, 1]], axis=1)
+def _asset_outline(asset: Asset) -> BaseGeometry:
+    """Outline of an asset's grid, lon/lat degrees; empty where metadata has no grid."""
+    if asset.transform is None or asset.shape is None or asset.epsg is None:
+        return shapely.Polygon()
+    return grid_outline(Affine(*asset.transform), asset.shape, asset.epsg)
 
 
 def _parse_time(text: object) -> datetime | None:

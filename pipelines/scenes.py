@@ -14,8 +14,8 @@ from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
-from pipelines.items import Scene, item_bounds, scene_of_item, scene_of_raster
-from pipelines.select import boxes_meet
+from pipelines.footprints import boxes_meet, item_bounds
+from pipelines.items import Scene, scene_of_item, scene_of_raster
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.sensor import Sensor

@@ -1,0 +1,97 @@
+"""Outlines on the globe: of items, of grids, of blocks; longitudes past 180 across 180 degrees."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rasterio
+import shapely
+from numpy.typing import NDArray
+from rasterio.transform import Affine
+from rasterio.warp import transform_geom
+from shapely.geometry.base import BaseGeometry
+
+from schemas.grid import Bounds, to_lonlat
+
+
+def item_bounds(item: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """Bounds of an item in degrees; east > 180 where it crosses the antimeridian."""
+    box = item.get("bbox")
+    if box is None:
+        geometry = item_footprint(item)
+        return None if geometry.is_empty else geometry.bounds
+    plane = (0, 1, 3, 4) if len(box) == 6 else (0, 1, 2, 3)
+    west, south, east, north = (float(box[i]) for i in plane)
+    return west, south, east + 360.0 if west > east else east, north
+
+
+def item_footprint(item: Mapping[str, Any]) -> BaseGeometry:
+    """Geometry of an item, or its bounding box; empty where it has neither."""
+    if item.get("geometry"):
+        return _unwrapped(shapely.geometry.shape(item["geometry"]))
+    if item.get("bbox"):
+        bounds = item_bounds(item)
+        return shapely.box(*bounds) if bounds else shapely.Polygon()
+    return shapely.Polygon()
+
+
+def grid_outline(transform: Affine, shape: tuple[int, int], epsg: int) -> BaseGeometry:
+    """Outline of a grid of pixels, lon/lat degrees."""
+    rows, cols = shape
+    corners = [transform @ c for c in ((0, 0), (cols, 0), (cols, rows), (0, rows))]
+    outline = shapely.segmentize(shapely.Polygon(corners), max(rows, cols) * abs(transform.a) / 20)
+    geometry = transform_geom(rasterio.CRS.from_epsg(epsg), "EPSG:4326", outline)
+    return _unwrapped(shapely.geometry.shape(geometry))
+
+
+def _unwrapped(geometry: BaseGeometry) -> BaseGeometry:
+    """The geometry with longitudes past 180 instead of a jump across the antimeridian."""
+    parts = shapely.get_parts(geometry)
+    bounds = shapely.bounds(parts)
+    jumps = bounds[:, 2] - bounds[:, 0] > 180
+    parts[jumps] = shapely.transform(parts[jumps], _past_180)
+    bounds = shapely.bounds(parts)
+    if len(parts) and bounds[:, 2].max() - bounds[:, 0].min() > 180:
+        west = shapely.get_x(shapely.centroid(parts)) < 0
+        parts[west] = shapely.transform(parts[west], lambda lonlat: lonlat + np.array([360.0, 0.0]))
+    return shapely.make_valid(shapely.union_all(shapely.make_valid(parts)))
+
+
+def _past_180(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
+    lon = np.where(lonlat[:, 0] < 0, lonlat[:, 0] + 360.0, lonlat[:, 0])
+    return np.stack([lon, lonlat[:, 1]], axis=1)
+
+
+def block_outline(epsg: int, bounds_utm: Bounds) -> BaseGeometry:
+    """Outline of bounds in a UTM zone, lon/lat degrees."""
+    x0, y0, x1, y1 = bounds_utm
+    outline = shapely.segmentize(shapely.box(*bounds_utm), max(x1 - x0, y1 - y0) / 8)
+    centre, _ = to_lonlat(epsg).transform((x0 + x1) / 2, (y0 + y1) / 2)
+
+    def degrees(xy: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        lon, lat = to_lonlat(epsg).transform(xy[:, 0], xy[:, 1])
+        return np.stack([centre + (lon - centre + 180.0) % 360.0 - 180.0, lat], axis=1)
+
+    return shapely.transform(outline, degrees)
+
+
+def coverage(footprint: BaseGeometry, block: BaseGeometry) -> float:
+    """Share of a block that a footprint covers, whichever turn of 360° either is written in."""
+    west, south, east, north = footprint.bounds
+    if not boxes_meet((west, south, east, north), block.bounds):
+        return 0.0
+    centre = block.centroid.x
+    parts = shapely.get_parts(footprint)
+    turns = np.round((centre - shapely.get_x(shapely.centroid(parts))) / 360.0) * 360.0
+    coordinates, owner = shapely.get_coordinates(parts, return_index=True)
+    coordinates[:, 0] += turns[owner]
+    moved = shapely.union_all(shapely.set_coordinates(parts, coordinates))
+    shared = shapely.intersection(moved, block)
+    return min(1.0, float(shared.area / block.area))
+
+
+def boxes_meet(a: Bounds, b: Bounds) -> bool:
+    """Whether two boxes of degrees overlap, up to turns of 360°."""
+    if a[1] > b[3] or b[1] > a[3]:
+        return False
+    return any(a[0] + t <= b[2] and b[0] <= a[2] + t for t in (-360.0, 0.0, 360.0))
