@@ -15,8 +15,8 @@ from rasterio.enums import Resampling
 
 from pipelines.items import Scene, stac_item
 from pipelines.radiometry import apply_offset
-from pipelines.rasters import Asset, AssetError, GridReader, OpenFiles, is_remote, network_fault
-from schemas.errors import GeoLinkError
+from pipelines.rasters import Asset, AssetError, GridReader, OpenFiles
+from pipelines.remote import is_remote
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import Sensor
@@ -69,7 +69,7 @@ def load_block(
     has data, and is then not valid. A later scene is read only while it can still give a pixel.
     A scene with an unreadable file is left out and counted.
 
-    Raises GeoLinkError if the network fails, so that the block is tried again later.
+    Raises GeoLinkError if the network fails or denies access, so that the block is tried again.
     """
     place = {"epsg": epsg, "bounds": bounds_utm, "resolution": gsd_m}
     x0, y0, x1, y1 = bounds_utm
@@ -85,12 +85,7 @@ def load_block(
                 if not composite.wants(clouded):
                     continue
                 image = loader.image(scene)
-            except AssetError as error:
-                if network_fault(error.href, error):
-                    raise GeoLinkError(
-                        f"scene {scene.id} cannot be fetched ({error}); run the build again when "
-                        "its server can be reached"
-                    ) from error
+            except AssetError:
                 counts["scene_unreadable"] += 1
                 continue
             if image is None:

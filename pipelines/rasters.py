@@ -7,18 +7,15 @@ copies pixels where the file lies on the grid, and lets GDAL resample only where
 
 import hashlib
 import math
-import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import rasterio
-import requests
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
@@ -27,15 +24,9 @@ from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window, from_bounds
 from rasterio.windows import transform as window_transform
 
-_HTTP = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MAX_RETRY": 4,
-    "GDAL_HTTP_RETRY_DELAY": 1,
-    "GDAL_HTTP_CONNECTTIMEOUT": 20,
-    "GDAL_HTTP_TIMEOUT": 120,
-    "VSI_CACHE": True,
-}
+from pipelines.remote import is_remote, local_path, public, retried
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,9 @@ class Asset:
     """Six coefficients a, b, c, d, e, f of pixel to map coordinates."""
     shape: tuple[int, int] | None
     """Rows, columns."""
+    sign: str = "none"
+    """How the href is made readable: a `SceneSource.sign`, with `/<collection>` where it is used
+    (Planetary Computer)."""
 
     @property
     def key(self) -> str:
@@ -72,44 +66,6 @@ class PixelGrid(NamedTuple):
         return float(self.transform.a)
 
 
-def is_remote(href: str) -> bool:
-    """Whether a file is reached over a network."""
-    return urlsplit(href).scheme not in ("", "file") and "://" in href
-
-
-def local_path(href: str) -> Path:
-    """Path of a local href (`file://` or plain)."""
-    return Path(unquote(urlsplit(href).path)) if href.startswith("file://") else Path(href)
-
-
-def gdal_env(href: str) -> rasterio.Env:
-    """GDAL's settings for a file: retries and few requests where it is remote.
-
-    What the user's environment sets is left as it is.
-    """
-    if not is_remote(href):
-        return rasterio.Env()
-    return rasterio.Env(**{k: v for k, v in _HTTP.items() if k not in os.environ})
-
-
-def network_fault(href: str, error: BaseException) -> bool:
-    """Whether a file could not be read for a reason that another try may cure.
-
-    GDAL does not say what a server answered, so the server is asked again.
-    """
-    if not is_remote(href) or "CURL error" in str(error):
-        return is_remote(href)
-    if not href.startswith(("http://", "https://")):
-        return False
-    try:
-        first_byte = {"Range": "bytes=0-0"}
-        with requests.get(href, headers=first_byte, timeout=20, stream=True) as answer:
-            status = answer.status_code
-    except requests.RequestException:
-        return True
-    return status in (408, 429) or status >= 500
-
-
 def open_raster(href: str) -> Any:
     """Open a file for reading. Raises rasterio.errors.RasterioIOError."""
     return rasterio.open(href if is_remote(href) else local_path(href), sharing=False)
@@ -128,10 +84,10 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 class AssetError(Exception):
-    """An asset that cannot be read."""
+    """An asset that is missing or broken."""
 
     def __init__(self, href: str, error: Exception) -> None:
-        super().__init__(f"{href}: {error}")
+        super().__init__(public(f"{href}: {error}"))
         self.href = href
 
 
@@ -144,12 +100,23 @@ class OpenFiles:
     def __init__(self) -> None:
         self._open: dict[tuple[int, str], Any] = {}
 
-    def get(self, href: str) -> Any:
-        """The dataset of a file for the calling thread."""
-        key = (threading.get_ident(), href)
-        if key not in self._open:
-            self._open[key] = open_raster(href)
-        return self._open[key]
+    def read(self, asset: Asset, use: Callable[[Any], T]) -> T:
+        """What `use` makes of a file's dataset, the calling thread's own.
+
+        Raises as `pipelines.remote.retried` does.
+        """
+        key = (threading.get_ident(), asset.href)
+
+        def with_dataset(address: str) -> T:
+            if key not in self._open:
+                self._open[key] = open_raster(address)
+            return use(self._open[key])
+
+        def forget() -> None:
+            if key in self._open:
+                self._open.pop(key).close()
+
+        return retried(asset.href, asset.sign, with_dataset, forget)
 
     def close(self) -> None:
         """Close every dataset."""
@@ -190,19 +157,25 @@ class GridReader:
         self.clipped = clipped
 
     def read(self, window: Window, **_: Any) -> NDArray[Any]:
-        """Pixels [y, x] of a window of the grid. Raises AssetError."""
+        """Pixels [y, x] of a window of the grid.
+
+        Raises AssetError for a missing or broken file, GeoLinkError where its server cannot be
+        reached or denies access.
+        """
         transform = window_transform(window, self.spec.transform)
         grid = PixelGrid(self.spec.epsg, transform, int(window.height), int(window.width))
-        href = self.asset.href
+
+        def read(dataset: Any) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+            source = Source.of(dataset, self.asset, self.data_bands)
+            # Above 8 bit, 0 is kept for "no data"; in 8-bit images it is also plain black.
+            if source.nodata is None and self.dtype != np.uint8:
+                source = replace(source, nodata=self.nodata)
+            return read_grid(source, grid, self.resampling, self.nodata)
+
         try:
-            with gdal_env(href):
-                source = Source.of(self.files.get(href), self.asset, self.data_bands)
-                # Above 8 bit, 0 is kept for "no data"; in 8-bit images it is also plain black.
-                if source.nodata is None and self.dtype != np.uint8:
-                    source = replace(source, nodata=self.nodata)
-                data, missing = read_grid(source, grid, self.resampling, self.nodata)
+            data, missing = self.files.read(self.asset, read)
         except (RasterioError, OSError) as error:
-            raise AssetError(href, error) from error
+            raise AssetError(self.asset.href, error) from error
         stored, clipped = to_storage(data, missing, self.dtype, self.nodata)
         self.clipped[self.asset.key] = clipped
         return stored
