@@ -88,7 +88,7 @@ def test_shifts_of_aerial_pictures_are_found(size: int, shift_px: tuple[float, f
     sure, median, off = errors(found, shift_px)
     assert sure > (0.95 if size == 224 else 0.45)
     assert median < (0.25 if size == 224 else 0.4)
-    assert off < (0.02 if size == 224 else 0.12)
+    assert off < (0.02 if size == 224 else 0.15)
     assert not found.unrelated
 
 
