@@ -64,7 +64,7 @@ def make_data(folder: Path, shards: int, objects: int) -> None:
         arrays = random_arrays(n, chips=CHIPS, objects=objects, grid=GRID, block=block)
         arrays["image"] = smooth_images(np.random.default_rng(n))
         rows.append(store_row(dataset, block, arrays))
-    publish(dataset, rows, write_vocabulary(dataset, 16), "wordllama")
+    publish(dataset, rows, write_vocabulary(dataset, 16), make_info(GRID))
 
 
 def make_baselines(folder: Path) -> None:

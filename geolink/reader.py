@@ -4,6 +4,7 @@ A `Dataset` is pinned to one snapshot: what is published later does not disturb 
 whole; threads and forked processes may read side by side.
 """
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,13 @@ from schemas.dataset import (
     read_arrays,
     read_info,
     read_snapshot,
-    tag_table_path,
-    vocabulary_path,
+    tag_table_name,
+    vocabulary_name,
 )
 from schemas.errors import GeoLinkError
 from schemas.layout import validate
 from schemas.splits import SPLITS
+from schemas.storage import Location, storage
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -34,7 +36,7 @@ Arrays = dict[str, NDArray[Any]]
 class Dataset:
     """A dataset at one snapshot."""
 
-    path: Path
+    path: Location
     info: DatasetInfo
     snapshot: int
     rows: list[SnapshotRow]
@@ -63,17 +65,17 @@ class Dataset:
         return rows
 
 
-def open_dataset(path: Path, snapshot: int | None = None) -> Dataset:
-    """Open a dataset at a snapshot (none: the latest).
+def open_dataset(path: Location, snapshot: int | None = None) -> Dataset:
+    """Open a dataset, in a folder or an object store, at a snapshot (none: the latest).
 
     Raises GeoLinkError: no dataset there, not published yet, damaged, or made by a newer version.
     """
-    path = Path(path)
-    info = read_info(path)
+    read_info(path)
     found = read_snapshot(path, snapshot)
-    ids, weight = _read_vocabulary(vocabulary_path(path, found.vocabulary))
+    ids, weight = _read_vocabulary(path, found.vocabulary)
+    encoder = found.info.tag_encoder
     return Dataset(
-        path, info, found.number, found.rows, ids, weight, found.vocabulary, found.tag_encoder
+        path, found.info, found.number, found.rows, ids, weight, found.vocabulary, encoder
     )
 
 
@@ -82,9 +84,9 @@ def read_shard(dataset: Dataset, row: SnapshotRow, names: Iterable[str] | None =
 
     Raises GeoLinkError naming shard and array if one is missing or damaged.
     """
-    arrays, _ = read_arrays(dataset.path / row.path, names)
+    arrays, _ = read_arrays(dataset.path, row.path, names)
     if names is None:
-        _check(arrays, dataset.path / row.path)
+        _check(arrays, row.path)
     return arrays
 
 
@@ -93,19 +95,21 @@ def read_shard_at(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
     Raises GeoLinkError naming shard and array if one is missing or damaged.
     """
-    arrays, attributes = read_arrays(path)
-    _check(arrays, path)
+    arrays, attributes = read_arrays(path.parent, path.name)
+    _check(arrays, str(path))
     return arrays, attributes
 
 
 def tag_table(dataset: Dataset) -> NDArray[np.float16]:
-    """Text embeddings [V, D] of the vocabulary, rows as in `Dataset.vocabulary`; memory-mapped.
+    """Text embeddings [V, D] of the vocabulary, rows as in `Dataset.vocabulary`.
 
     Raises GeoLinkError if the table is missing or damaged.
     """
-    path = tag_table_path(dataset.path, dataset.vocabulary_key, dataset.tag_encoder)
+    name = tag_table_name(dataset.vocabulary_key, dataset.tag_encoder)
+    path = f"{dataset.path}/{name}"
     try:
-        table: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        data = storage(dataset.path).read(name)
+        table: NDArray[np.float16] = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise GeoLinkError(f"tag table {path} is missing or damaged: {error}") from error
     if table.ndim != 2 or len(table) != len(dataset.vocabulary) or table.dtype != np.float16:
@@ -152,23 +156,25 @@ def band_statistics(
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
 
 
-def _check(arrays: Arrays, path: Path) -> None:
+def _check(arrays: Arrays, path: str) -> None:
     try:
         validate(arrays)
     except GeoLinkError as error:
         raise GeoLinkError(f"shard {path} is damaged: {error}") from None
 
 
-def _read_vocabulary(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+def _read_vocabulary(dataset: Location, key: str) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    path = f"{dataset}/{vocabulary_name(key)}"
     try:
-        table = pq.read_table(path, columns=["id", "key", "objects"], partitioning=None)
+        data = io.BytesIO(storage(dataset).read(vocabulary_name(key)))
+        table = pq.read_table(data, columns=["id", "key", "objects"])
     except (OSError, pa.ArrowException) as error:
         raise GeoLinkError(f"tag vocabulary {path} is missing or damaged: {error}") from error
     ids = table["id"].to_numpy().astype(np.uint64)
     if np.any(ids[1:] <= ids[:-1]):
         raise GeoLinkError(f"tag vocabulary {path} is damaged: its ids do not rise")
-    key = table["key"].combine_chunks().dictionary_encode()
-    codes = key.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    keys = table["key"].combine_chunks().dictionary_encode()
+    codes = keys.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     count = np.bincount(codes, table["objects"].to_numpy()) if len(codes) else np.zeros(0)
     weight = np.log(np.maximum(count, 1.0))[codes] if len(codes) else count
     return ids, weight.astype(np.float32)

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from pipelines.statistics import patch_brightness, statistics
 from schemas.config import DatasetConfig
 from schemas.dataset import DatasetInfo, SnapshotRow
 from schemas.errors import GeoLinkError
+from schemas.storage import Location, storage
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -45,7 +45,8 @@ def build_shard(task: ShardTask) -> SnapshotRow:
     for part in (inputs.counts, inputs.features.counts, objects.counts):
         counts.update(part)
     attributes = _attributes(task, inputs, arrays, counts)
-    return _row(task, store.write_shard(task.dataset, task.shard, task.key, arrays, attributes))
+    stored = store.write_shard(task.dataset, task.shard, task.key, arrays, attributes, task.info)
+    return _row(task, stored)
 
 
 def build_indices(inputs: Inputs, objects: Objects, info: DatasetInfo) -> Arrays:
@@ -106,6 +107,7 @@ def _attributes(
         "pixels": valid.sum(axis=axes).tolist(),
         "pixel_sum": (wide * valid).sum(axis=axes).tolist(),
         "pixel_sum_squares": (wide * wide * valid).sum(axis=axes).tolist(),
+        "made_from": task.made_from,
         "qc": {k: int(v) for k, v in sorted(counts.items()) if v},
     }
 
@@ -126,7 +128,7 @@ def _row(task: ShardTask, stored: store.StoredShard) -> SnapshotRow:
 class BuildResult:
     """What a build did."""
 
-    dataset: Path
+    dataset: Location
     snapshot: int | None
     published: bool
     built: int = 0
@@ -156,22 +158,27 @@ def build_dataset(
     workers: int = 1,
     scheduler: str | None = None,
     within: BaseGeometry | None = None,
+    change: bool = False,
+    partial: bool = False,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Plan, build what is missing, publish a snapshot. Safe to run again, to kill, to run twice.
 
     within: rebuild only shards that meet this geometry (degrees); the others stay as they are.
-    A shard that fails is reported and the rest is built; then nothing is published, and the next
-    run needs to build only the failed ones.
+    change: the dataset may get another contract (sensor, taxonomy, ...) than it has.
+    A shard that fails is reported and the rest is built; then nothing is published, unless
+    `partial` (a failed shard then stays as it was, or out), and the next run needs to build only
+    the failed ones.
 
     Raises GeoLinkError for bad config or inputs, or a target that cannot be written.
     """
     started = time.time()
     plan = make_plan(config, within=within)
-    store.prepare_dataset(config.dataset, plan.info)
+    store.prepare_dataset(config.dataset, plan.info, change=change)
     before = {r.shard: r for r in snapshot.latest_rows(config.dataset)}
-    rows = [before[t.shard] for t in plan.tasks if _is_built(t, before)]
-    todo = [t for t in plan.tasks if not _is_built(t, before)]
+    built = {t.shard for t in plan.tasks if _is_built(t, before)}
+    rows = [before[shard] for shard in sorted(built)]
+    todo = [t for t in plan.tasks if t.shard not in built]
     result = BuildResult(config.dataset, None, False, unchanged=len(rows), skipped=plan.skipped)
     seconds: dict[str, float] = {}
     outcomes = run_tasks(build_shard, todo, workers=workers, scheduler=scheduler)
@@ -185,9 +192,9 @@ def build_dataset(
             progress(done, len(todo), row)
     result.built = len(todo) - len(result.failed)
     result.rows = sorted(rows, key=lambda r: r.shard)
-    if not result.failed:
-        planned = None if within is None else {t.shard for t in plan.tasks}
-        _publish(config, result, planned)
+    if partial or not result.failed:
+        planned = {t.shard for t in plan.tasks} - set(result.failed)
+        _publish(config, plan.info, result, None if within is None else planned)
     result.seconds = time.time() - started
     catalog.record_build(config, plan, result, seconds, started)
     return result
@@ -198,10 +205,12 @@ def _is_built(task: ShardTask, before: dict[str, SnapshotRow]) -> bool:
     row = before.get(task.shard)
     if row is None or (row.key, row.split) != (task.key, task.split):
         return False
-    return (task.dataset / row.path).is_dir()
+    return storage(task.dataset).exists(f"{row.path}/zarr.json")
 
 
-def _publish(config: DatasetConfig, result: BuildResult, planned: set[str] | None) -> None:
+def _publish(
+    config: DatasetConfig, info: DatasetInfo, result: BuildResult, planned: set[str] | None
+) -> None:
     """Publish the result's rows; beside them, shards outside `planned` stay as they are now.
 
     Where another build publishes in between, what it published is taken as the new base.
@@ -210,7 +219,10 @@ def _publish(config: DatasetConfig, result: BuildResult, planned: set[str] | Non
     while True:
         latest = snapshot.latest(config.dataset)
         there = latest.rows if latest else []
-        kept = [] if planned is None else [r for r in there if r.shard not in planned]
+        kept = [
+            r for r in there
+            if r.shard in result.failed or (planned is not None and r.shard not in planned)
+        ]  # fmt: skip
         result.rows = sorted([*own, *kept], key=lambda r: r.shard)
         result.removed = len({r.shard for r in there} - {r.shard for r in result.rows})
         if not any(r.chips for r in result.rows):
@@ -221,11 +233,12 @@ def _publish(config: DatasetConfig, result: BuildResult, planned: set[str] | Non
         vocabulary = tags.write_vocabulary(config.dataset, result.rows, config.tag_encoder)
         try:
             result.snapshot, result.published = snapshot.publish(
-                config.dataset, result.rows, vocabulary, config.tag_encoder,
+                config.dataset, result.rows, vocabulary, info,
                 base=latest.number if latest else 0,
             )  # fmt: skip
         except snapshot.SnapshotExists:
             continue
+        store.write_info(config.dataset, info)
         return
 
 

@@ -4,7 +4,10 @@ Only the coordinating process writes, in one short transaction at the end of a b
 never open it.
 """
 
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +20,7 @@ import shapely
 from schemas.catalog import CATALOG_VERSION, catalog_ddl
 from schemas.config import DatasetConfig
 from schemas.errors import GeoLinkError
+from schemas.storage import Location, storage
 
 if TYPE_CHECKING:
     from pipelines.build import BuildResult
@@ -25,12 +29,34 @@ if TYPE_CHECKING:
 _LOCK_WAIT_S = 30.0
 
 
-def open_catalog(dataset: Path) -> duckdb.DuckDBPyConnection:
-    """Open `catalog.duckdb` for writing, creating its tables; waits while another build has it.
+@contextmanager
+def writable(dataset: Location) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The dataset's `catalog.duckdb`, open for writing; waits while another build has it.
+
+    DuckDB writes files only: the catalog of a dataset in an object store is fetched, written and
+    put back, and of two builds that do so at once the later one's entries stay.
 
     Raises GeoLinkError: locked for too long, damaged, or made by a newer version.
     """
-    path = dataset / "catalog.duckdb"
+    if isinstance(dataset, Path):
+        with open_catalog(dataset / "catalog.duckdb") as con:
+            yield con
+        return
+    files = storage(dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "catalog.duckdb"
+        if files.exists("catalog.duckdb"):
+            path.write_bytes(files.read("catalog.duckdb"))
+        with open_catalog(path) as con:
+            yield con
+        files.write("catalog.duckdb", path.read_bytes())
+
+
+def open_catalog(path: Path) -> duckdb.DuckDBPyConnection:
+    """Open a catalog file, creating its tables; waits while another process has it.
+
+    Raises GeoLinkError: locked for too long, damaged, or made by a newer version.
+    """
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:
@@ -59,8 +85,7 @@ def record_build(
     started: float,
 ) -> None:
     """Append one build: its region, extract, scenes considered, shards, chips and findings."""
-    con = open_catalog(config.dataset)
-    with con:
+    with writable(config.dataset) as con:
         con.execute("BEGIN")
         row = con.execute("SELECT coalesce(max(build), 0) + 1 FROM builds").fetchone()
         build = int(row[0]) if row else 1

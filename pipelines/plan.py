@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -12,12 +13,12 @@ from platformdirs import user_cache_path
 from shapely.geometry.base import BaseGeometry
 
 from pipelines.items import Scene
-from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extract
+from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, extract_of
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.places import region_geometry
 from pipelines.region import BlockPlan, plan_blocks
 from pipelines.scenes import find_scenes
-from pipelines.select import Choice, choose
+from pipelines.select import Choice, Rules, SceneIndex, choose
 from schemas.config import DatasetConfig
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
@@ -25,6 +26,7 @@ from schemas.grid import Block, Bounds, block_bounds, to_lonlat
 from schemas.layout import SCHEMA_VERSION
 from schemas.sources import DROP_KEYS
 from schemas.splits import Split
+from schemas.storage import Location
 
 STAGES = {
     "scenes": 1, "objects": 1, "tags": 1, "relations": 1, "anchors": 1, "correspondence": 1,
@@ -40,19 +42,25 @@ class BlockSource:
     block: Block
     chips: NDArray[np.bool_]
     scenes: tuple[Scene, ...]
-    resampling: str
+    """Candidates, best metadata first."""
+    rules: Rules
     min_valid: float
     parquet: Path
+    date: int | None = None
+    """Rank of the day among the block's; None: days are mixed."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
     """Everything a worker needs to build one shard: small and picklable."""
 
-    dataset: Path
+    dataset: Location
     info: DatasetInfo
     shard: str
     key: str
+    """Content key: hash of `made_from`."""
+    made_from: dict[str, Any]
+    """Everything the shard depends on: digests of the contract's parts, stages, inputs."""
     split: Split
     osm_timestamp: str
     source: BlockSource | PairShard
@@ -88,7 +96,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     if within is not None:
         blocks = [b for b in blocks if within.intersects(_footprint(config, b))]
     sensor = config.resolved_sensor()
-    extract = convert_extract(Path(config.osm.pbf[0]), cache_folder(config), config.osm)
+    extract = extract_of(config.osm, config.region, cache_folder(config))
     scenes, skipped = find_scenes(config.scenes, region.bounds, sensor)
     info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
     margin = margin_m(info)
@@ -97,28 +105,29 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
         raise GeoLinkError(
             f"the extract {config.osm.pbf} has no object in the region; give one that covers it"
         )
+    contract, rules, index = _contract(info), Rules.of(config.scenes), SceneIndex.of(scenes)
     tasks, choices = [], {}
     for plan, digest in zip(blocks, digests, strict=True):
-        considered = choose(scenes, plan.block.epsg, block_bounds(config.grid, plan.block))
-        chosen = tuple(c.scene for c in considered if c.chosen)
+        bounds = block_bounds(config.grid, plan.block)
+        found = choose(index, plan.block.epsg, bounds, config.scenes)
         source = BlockSource(
-            plan.block, plan.chips, chosen, config.scenes.resampling, config.min_valid,
-            extract.parquet,
-        )  # fmt: skip
+            plan.block, plan.chips, found.scenes, rules, config.min_valid, extract.parquet
+        )
         inputs = {
             "block": plan.block.name,
             "chips": np.packbits(plan.chips).tobytes().hex(),
-            "scenes": [s.identity() for s in chosen],
-            "resampling": config.scenes.resampling,
+            "scenes": [s.identity() for s in found.scenes],
+            "rules": rules._asdict(),
             "min_valid": config.min_valid,
             "osm": digest,
         }
+        made_from = {"contract": contract, "stages": STAGES, "inputs": inputs}
         counts = {"chip_near_other_split": plan.near_other_split} if plan.near_other_split else {}
-        choices[plan.block.name] = considered
+        choices[plan.block.name] = found.choices
         tasks.append(
             ShardTask(
-                config.dataset, info, plan.block.name, _content_key(info, inputs), plan.split,
-                extract.osm_timestamp, source, counts,
+                config.dataset, info, plan.block.name, content_key(made_from), made_from,
+                plan.split, extract.osm_timestamp, source, counts,
             )
         )  # fmt: skip
     return Plan(info, tasks, extract, choices, region, {**skipped, **extract.counts})
@@ -127,14 +136,16 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
 def _plan_pairs(config: DatasetConfig, folder: Path) -> Plan:
     info = _info(config, ())
     shards, skipped = plan_pairs(folder, config.grid, config.splits)
-    tasks = [
-        ShardTask(
-            config.dataset, info, s.name,
-            _content_key(info, {"pairs": list(s.digests), "min_valid": config.min_valid}),
-            s.split, "", s, {},
-        )
-        for s in shards
-    ]  # fmt: skip
+    contract, tasks = _contract(info), []
+    for shard in shards:
+        inputs = {"pairs": list(shard.digests), "min_valid": config.min_valid}
+        made_from = {"contract": contract, "stages": STAGES, "inputs": inputs}
+        tasks.append(
+            ShardTask(
+                config.dataset, info, shard.name, content_key(made_from), made_from, shard.split,
+                "", shard, {},
+            )
+        )  # fmt: skip
     return Plan(info, tasks, None, {}, None, skipped)
 
 
@@ -181,10 +192,16 @@ def _info(config: DatasetConfig, licences: tuple[str, ...]) -> DatasetInfo:
     )
 
 
-def _content_key(info: DatasetInfo, inputs: dict[str, object]) -> str:
+def content_key(made_from: dict[str, Any]) -> str:
     """Hash of everything a shard depends on."""
-    dataset = info.model_dump(
-        mode="json", exclude={"name", "splits", "tag_encoder", "licence", "attribution"}
-    )
-    text = json.dumps({"dataset": dataset, "stages": STAGES, "inputs": inputs}, sort_keys=True)
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return xxhash.xxh3_128_hexdigest(json.dumps(made_from, sort_keys=True).encode())
+
+
+def _contract(info: DatasetInfo) -> dict[str, str]:
+    """Digest of each part of the contract that a shard's bytes depend on."""
+    outside = {"name", "splits", "tag_encoder", "licence", "attribution"}
+    parts = info.model_dump(mode="json", exclude=outside)
+    return {
+        name: xxhash.xxh3_64_hexdigest(json.dumps(value, sort_keys=True).encode())
+        for name, value in parts.items()
+    }

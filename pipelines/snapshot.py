@@ -4,21 +4,21 @@ import io
 import json
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.store import create, locked, writing
 from schemas.dataset import (
+    DatasetInfo,
     Snapshot,
     SnapshotRow,
     read_snapshot,
+    snapshot_name,
     snapshot_numbers,
-    snapshot_path,
 )
 from schemas.errors import GeoLinkError
 from schemas.layout import SCHEMA_VERSION
+from schemas.storage import Location, join, storage, writing
 
 _COLUMNS = pa.schema(
     [
@@ -47,7 +47,7 @@ class SnapshotExists(GeoLinkError):
     """Another build published first; read the latest snapshot again and retry."""
 
 
-def latest(dataset: Path) -> Snapshot | None:
+def latest(dataset: Location) -> Snapshot | None:
     """The latest snapshot; None before the first one.
 
     Raises GeoLinkError if it is damaged.
@@ -55,17 +55,17 @@ def latest(dataset: Path) -> Snapshot | None:
     return read_snapshot(dataset) if snapshot_numbers(dataset) else None
 
 
-def latest_rows(dataset: Path) -> list[SnapshotRow]:
+def latest_rows(dataset: Location) -> list[SnapshotRow]:
     """Rows of the latest snapshot; empty before the first one."""
     snapshot = latest(dataset)
     return snapshot.rows if snapshot else []
 
 
 def publish(
-    dataset: Path,
+    dataset: Location,
     rows: Sequence[SnapshotRow],
     vocabulary: str,
-    tag_encoder: str,
+    info: DatasetInfo,
     *,
     base: int | None = None,
 ) -> tuple[int, bool]:
@@ -82,31 +82,26 @@ def publish(
     if twice:
         raise GeoLinkError(f"shard {twice[0]} comes twice in the snapshot of {dataset}")
     before = latest(dataset)
-    if before and (before.rows, before.vocabulary, before.tag_encoder) == (
-        rows, vocabulary, tag_encoder,
-    ):  # fmt: skip
+    if before and (before.rows, before.vocabulary, before.info) == (rows, vocabulary, info):
         return before.number, False
     newest = before.number if before else 0
     number = (newest if base is None else base) + 1
-    path = snapshot_path(dataset, number)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent):
-            if newest >= number or not create(
-                path, _parquet(rows, number, vocabulary, tag_encoder)
-            ):
-                raise SnapshotExists(
-                    f"another build of {dataset} has published snapshot {number}; run again"
-                )
+    name = snapshot_name(number)
+    with writing(join(dataset, name)):
+        data = _parquet(rows, number, vocabulary, info)
+        if newest >= number or not storage(dataset).create(name, data):
+            raise SnapshotExists(
+                f"another build of {dataset} has published snapshot {number}; run again"
+            )
     return number, True
 
 
-def _parquet(rows: Sequence[SnapshotRow], number: int, vocabulary: str, tag_encoder: str) -> bytes:
+def _parquet(rows: Sequence[SnapshotRow], number: int, vocabulary: str, info: DatasetInfo) -> bytes:
     meta = {
         "schema_version": SCHEMA_VERSION,
         "snapshot": number,
         "vocabulary": vocabulary,
-        "tag_encoder": tag_encoder,
+        "info": info.model_dump(mode="json"),
     }
     records = [{**row._asdict(), "qc": sorted(row.qc.items())} for row in rows]
     table = pa.Table.from_pylist(

@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from pipelines.ragged import ranks
-from pipelines.store import create, locked, writing
 from schemas.dataset import (
     SnapshotRow,
     read_arrays,
     read_snapshot,
     snapshot_numbers,
-    tag_table_path,
-    vocabulary_path,
+    tag_table_name,
+    vocabulary_name,
 )
 from schemas.errors import GeoLinkError
+from schemas.storage import Location, storage, writing
 
 if TYPE_CHECKING:
     from pipelines.objects import Features, Objects
@@ -114,7 +114,7 @@ def merge_vocabularies(parts: Iterable[Vocabulary]) -> Vocabulary:
     return Vocabulary(ids, [texts[i] for i in order.tolist()], objects)
 
 
-def write_vocabulary(dataset: Path, rows: Sequence[SnapshotRow], encoder: str) -> str:
+def write_vocabulary(dataset: Location, rows: Sequence[SnapshotRow], encoder: str) -> str:
     """Write the vocabulary of a snapshot's shards and its embeddings; returns its content key.
 
     Only tags that the latest snapshot's table lacks are encoded. Files that are there are left.
@@ -124,16 +124,18 @@ def write_vocabulary(dataset: Path, rows: Sequence[SnapshotRow], encoder: str) -
     """
     names = ("object_tag", "tag", "tag_text_offset", "tag_text")
     vocabulary = merge_vocabularies(
-        shard_vocabulary(read_arrays(dataset / row.path, names)[0]) for row in rows if row.objects
+        shard_vocabulary(read_arrays(dataset, row.path, names)[0]) for row in rows if row.objects
     )
     key = vocabulary.key()
-    table_path = tag_table_path(dataset, key, encoder)
-    _create(vocabulary_path(dataset, key), _vocabulary_bytes(vocabulary))
-    if not table_path.exists():
-        known = _latest_table(dataset, encoder)
-        buffer = io.BytesIO()
-        np.save(buffer, extend_table(vocabulary, encoder, known), allow_pickle=False)
-        _create(table_path, buffer.getvalue())
+    table_name = tag_table_name(key, encoder)
+    files = storage(dataset)
+    with writing(str(dataset)):
+        files.create(vocabulary_name(key), _vocabulary_bytes(vocabulary))
+        if not files.exists(table_name):
+            known = _latest_table(dataset, encoder)
+            buffer = io.BytesIO()
+            np.save(buffer, extend_table(vocabulary, encoder, known), allow_pickle=False)
+            files.create(table_name, buffer.getvalue())
     return key
 
 
@@ -163,22 +165,22 @@ def extend_table(
     return table
 
 
-def _latest_table(dataset: Path, encoder: str) -> TagTable | None:
+def _latest_table(dataset: Location, encoder: str) -> TagTable | None:
     """Table of the latest snapshot; None where there is none of this encoder."""
     if not snapshot_numbers(dataset):
         return None
     snapshot = read_snapshot(dataset)
-    path = tag_table_path(dataset, snapshot.vocabulary, encoder)
-    if not path.exists():
+    files = storage(dataset)
+    name = tag_table_name(snapshot.vocabulary, encoder)
+    if not files.exists(name):
         return None
     try:
-        ids = pq.read_table(
-            vocabulary_path(dataset, snapshot.vocabulary), columns=["id"], partitioning=None
-        )["id"].to_numpy()
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        vocabulary = io.BytesIO(files.read(vocabulary_name(snapshot.vocabulary)))
+        ids = pq.read_table(vocabulary, columns=["id"])["id"].to_numpy()
+        table = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise GeoLinkError(
-            f"tag table {path} is damaged ({error}); delete it and build again"
+            f"tag table {dataset}/{name} is damaged ({error}); delete it and build again"
         ) from error
     return TagTable(ids, table)
 
@@ -196,13 +198,6 @@ def _vocabulary_bytes(vocabulary: Vocabulary) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def _create(path: Path, data: bytes) -> None:
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent):
-            create(path, data)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ files are read and decompressed, so that threads can read beside a trainer.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -15,15 +14,17 @@ import numpy as np
 from numcodecs import blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from schemas.storage import Files
+
 _CHECKSUM = 4
 
 
-def read_array(folder: Path) -> NDArray[Any]:
-    """Read a Zarr v3 array: chunks along the first axis, CRC-32C, with Blosc or without.
+def read_array(files: Files, name: str) -> NDArray[Any]:
+    """Read a Zarr v3 array of a shard: chunks along the first axis, CRC-32C, Blosc or none.
 
     Raises OSError (no such array or chunk), KeyError or ValueError (damaged, or stored otherwise).
     """
-    meta = json.loads((folder / "zarr.json").read_bytes())
+    meta = json.loads(files.read(f"{name}/zarr.json"))
     shape, chunk = tuple(meta["shape"]), tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])
     encoding = meta["chunk_key_encoding"]
     codecs = [codec["name"] for codec in meta["codecs"]]
@@ -38,32 +39,32 @@ def read_array(folder: Path) -> NDArray[Any]:
     for n, start in enumerate(range(0, shape[0] if array.size else 0, chunk[0])):
         part = array[start : start + chunk[0]]
         whole = part if part.shape == chunk else np.empty(chunk, array.dtype)
-        path = folder / ".".join(["c", str(n), *["0"] * (len(shape) - 1)])
-        (_read_compressed if compressed else _read_plain)(path, whole.reshape(-1).view(np.uint8))
+        key = f"{name}/{'.'.join(['c', str(n), *['0'] * (len(shape) - 1)])}"
+        (_read_compressed if compressed else _read_plain)(
+            files, key, whole.reshape(-1).view(np.uint8)
+        )
         if whole is not part:
             part[...] = whole[tuple(slice(length) for length in part.shape)]
     return array
 
 
-def _read_plain(path: Path, out: NDArray[np.uint8]) -> None:
-    with path.open("rb", buffering=0) as file:
-        count = file.readinto(out.data)
-        checksum = file.read(_CHECKSUM + 1)
+def _read_plain(files: Files, key: str, out: NDArray[np.uint8]) -> None:
+    count, checksum = files.read_into(key, out)
     if count != len(out) or len(checksum) != _CHECKSUM:
-        raise ValueError(f"{path.name} is not {len(out) + _CHECKSUM} bytes long")
-    _check(path, out, checksum)
+        raise ValueError(f"{key} is not {len(out) + _CHECKSUM} bytes long")
+    _check(key, out, checksum)
 
 
-def _read_compressed(path: Path, out: NDArray[np.uint8]) -> None:
-    data = path.read_bytes()
+def _read_compressed(files: Files, key: str, out: NDArray[np.uint8]) -> None:
+    data = files.read(key)
     body = data[:-_CHECKSUM]
-    _check(path, body, data[-_CHECKSUM:])
+    _check(key, body, data[-_CHECKSUM:])
     # Bytes 4 to 8 of a Blosc buffer are its length when decompressed.
     if int.from_bytes(body[4:8], "little") != len(out):
-        raise ValueError(f"{path.name} does not hold {len(out)} bytes")
+        raise ValueError(f"{key} does not hold {len(out)} bytes")
     blosc.decompress(body, out)
 
 
-def _check(path: Path, body: bytes | NDArray[np.uint8], checksum: bytes) -> None:
+def _check(key: str, body: bytes | NDArray[np.uint8], checksum: bytes) -> None:
     if google_crc32c.value(body).to_bytes(_CHECKSUM, "little") != checksum:
-        raise ValueError(f"{path.name} has another checksum than when it was written")
+        raise ValueError(f"{key} has another checksum than when it was written")

@@ -1,12 +1,9 @@
-"""Config of a dataset: what to build, where, from which scenes and which OSM extract."""
+"""Config of a dataset: what to build, on which grid, from which sources, into which splits."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -14,100 +11,12 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.grid import Bounds, Grid
+from schemas.base import Config
+from schemas.grid import Grid
 from schemas.sensor import SENSORS, Sensor, sensor
+from schemas.sources import OsmSource, Region, SceneSource
+from schemas.storage import Location
 from schemas.taxonomy import Taxonomy, default_taxonomy
-
-
-class Config(BaseModel):
-    """Base of every config: frozen, and a key that is not known is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Region(Config):
-    """Where: one of a box of degrees, an inline GeoJSON geometry, or a GeoJSON file."""
-
-    bbox: Annotated[
-        Bounds | None,
-        Field(description="west, south, east, north in degrees; east > 180 crosses 180°."),
-    ] = None
-    geojson: Annotated[
-        dict[str, object] | None, Field(description="Polygon or MultiPolygon, lon/lat.")
-    ] = None
-    file: Annotated[Path | None, Field(description="GeoJSON file of polygons, lon/lat.")] = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(v is not None for v in (self.bbox, self.geojson, self.file)) != 1:
-            raise ValueError("give exactly one of bbox, geojson, file")
-        if self.bbox and not (self.bbox[0] < self.bbox[2] and self.bbox[1] < self.bbox[3]):
-            raise ValueError(f"bbox {list(self.bbox)} has no area; west < east and south < north")
-        if self.bbox and not (self.bbox[1] >= -90 and self.bbox[3] <= 90):
-            raise ValueError(
-                f"bbox {list(self.bbox)} is not in degrees; order is west, south, east, north"
-            )
-        return self
-
-
-class SceneSource(Config):
-    """Where pixels come from: a STAC API or static catalog, or local rasters."""
-
-    stac: Annotated[
-        str | None, Field(description="URL of a STAC API, or URL or path of a catalog.json.")
-    ] = None
-    rasters: Annotated[
-        tuple[str, ...] | None, Field(description="Paths or globs of georeferenced rasters.")
-    ] = None
-    collections: Annotated[tuple[str, ...], Field(description="STAC collections; none: all.")] = ()
-    start: Annotated[datetime | None, Field(description="Earliest acquisition (UTC).")] = None
-    end: Annotated[datetime | None, Field(description="Latest acquisition (UTC).")] = None
-    max_cloud: Annotated[
-        float, Field(ge=0, le=100, description="Largest cloud cover of a scene in percent.")
-    ] = 80.0
-    resampling: Annotated[
-        Literal["nearest", "bilinear", "cubic"],
-        Field(description="For bands whose native grid is not the chip grid."),
-    ] = "bilinear"
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.stac is None) == (self.rasters is None):
-            raise ValueError("give exactly one of stac, rasters")
-        if self.start and self.end and self.start > self.end:
-            raise ValueError(f"start {self.start} is after end {self.end}")
-        return self
-
-    @field_validator("start", "end")
-    @classmethod
-    def _utc(cls, value: datetime | None) -> datetime | None:
-        if value is None or value.tzinfo is not None:
-            return value
-        return value.replace(tzinfo=UTC)
-
-
-DROP_KEYS = (
-    "name", "name:*", "*_name", "*_name:*", "addr:*", "addr*", "ref", "ref:*", "*_ref", "*:ref",
-    "source", "source:*", "*:source", "note", "note:*", "fixme", "FIXME", "comment", "description",
-    "description:*", "created_by", "attribution", "wikidata", "wikipedia", "*:wikidata",
-    "*:wikipedia", "wikipedia:*", "image", "website", "website:*", "url", "email", "phone", "fax",
-    "contact:*", "opening_hours", "opening_hours:*", "operator", "operator:*", "brand", "brand:*",
-    "network:*", "check_date", "check_date:*", "survey:date", "start_date", "tiger:*", "gnis:*",
-    "osak:*", "import*", "uuid", "*:id", "*_id", "id", "layer", "mapillary*", "ele", "type",
-)  # fmt: skip
-
-
-class OsmSource(Config):
-    """Where objects come from and which of their tags are kept."""
-
-    pbf: Annotated[Path, Field(description="OSM extract in PBF format.")]
-    drop_keys: Annotated[
-        tuple[str, ...], Field(description="Tag keys left out; `*` matches anything.")
-    ] = DROP_KEYS
-    keep_keys: Annotated[
-        tuple[str, ...],
-        Field(description="If given, only these keys are kept; each must occur in the extract."),
-    ] = ()
 
 
 class ObjectOptions(Config):
@@ -178,7 +87,9 @@ class DatasetConfig(Config):
     """What `geolink build` needs. Relative paths are taken from the config file's folder."""
 
     name: Annotated[str, Field(pattern=r"^[\w .-]+$", description="Name of the dataset.")]
-    dataset: Annotated[Path, Field(description="Folder of the dataset.")]
+    dataset: Annotated[
+        Location, Field(description="Folder of the dataset, or s3://, gs:// or az:// address.")
+    ]
     grid: Annotated[Grid, Field(description="Size and spacing of chips.")]
     sensor: Annotated[
         Annotated[str, Tag("name")]
@@ -207,6 +118,13 @@ class DatasetConfig(Config):
     tag_encoder: Annotated[
         Literal["wordllama", "clip-vit-b-16"], Field(description="Text encoder of tags.")
     ] = "wordllama"
+    registration: Annotated[
+        Literal["keep", "correct", "drop"],
+        Field(
+            description="Where image and OSM are surely shifted against each other: keep the chip "
+            "with its finding, move the objects by the block's shift, or drop the chip."
+        ),
+    ] = "keep"
     min_valid: Annotated[
         float, Field(ge=0, le=1, description="Chips with a smaller valid fraction are dropped.")
     ] = 0.5

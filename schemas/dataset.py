@@ -3,9 +3,10 @@
 Reading lives here because builders and readers share it; writing is the builders' alone.
 """
 
+import io
 import json
+import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from schemas.errors import GeoLinkError
 from schemas.grid import Grid
 from schemas.layout import ARRAYS, SCHEMA_VERSION
 from schemas.sensor import Sensor
+from schemas.storage import Location, join, storage
 from schemas.taxonomy import Taxonomy
 
 
@@ -79,18 +81,19 @@ class Snapshot(NamedTuple):
     rows: list[SnapshotRow]
     """By shard id."""
     vocabulary: str
-    """Key of the tag vocabulary (`vocabulary_path`)."""
-    tag_encoder: str
+    """Key of the tag vocabulary (`vocabulary_name`)."""
+    info: DatasetInfo
+    """What held for every shard when it was published."""
 
 
-def read_info(dataset: Path) -> DatasetInfo:
-    """Read `dataset.json`.
+def read_info(dataset: Location) -> DatasetInfo:
+    """Read `dataset.json`: the contract of the latest build.
 
     Raises GeoLinkError: no dataset there, unreadable, or made by a newer version.
     """
-    path = dataset / "dataset.json"
+    path = join(dataset, "dataset.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(storage(dataset).read("dataset.json"))
     except FileNotFoundError:
         raise GeoLinkError(f"{dataset} is no GeoLink dataset: it has no dataset.json") from None
     except (OSError, ValueError) as error:
@@ -109,28 +112,29 @@ def read_info(dataset: Path) -> DatasetInfo:
         raise GeoLinkError(f"{path} is damaged: {field}: {first['msg']}") from None
 
 
-def snapshot_path(dataset: Path, number: int) -> Path:
-    """Where snapshot `number` lies."""
-    return dataset / "snapshots" / f"{number:08d}.parquet"
+def snapshot_name(number: int) -> str:
+    """Where snapshot `number` lies in a dataset."""
+    return f"snapshots/{number:08d}.parquet"
 
 
-def snapshot_numbers(dataset: Path) -> list[int]:
+def snapshot_numbers(dataset: Location) -> list[int]:
     """Published snapshots, ascending."""
-    files = (dataset / "snapshots").glob("*.parquet")
-    return sorted(int(f.stem) for f in files if f.stem.isdigit() and len(f.stem) == 8)
+    names = (e.name for e in storage(dataset).entries("snapshots"))
+    found = (re.fullmatch(r"snapshots/(\d{8})\.parquet", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
 
 
-def vocabulary_path(dataset: Path, key: str) -> Path:
-    """Parquet of every tag of a snapshot: id uint64 (sorted), key, value, objects."""
-    return dataset / "tags" / f"{key}.parquet"
+def vocabulary_name(key: str) -> str:
+    """Where a vocabulary lies: Parquet of every tag, id uint64 (sorted), key, value, objects."""
+    return f"tags/{key}.parquet"
 
 
-def tag_table_path(dataset: Path, key: str, encoder: str) -> Path:
-    """Embeddings [V, D] float16 of a vocabulary, rows as in its Parquet file."""
-    return dataset / "tags" / f"{key}-{encoder}.npy"
+def tag_table_name(key: str, encoder: str) -> str:
+    """Where the embeddings [V, D] float16 of a vocabulary lie, rows as in its Parquet file."""
+    return f"tags/{key}-{encoder}.npy"
 
 
-def read_snapshot(dataset: Path, number: int | None = None) -> Snapshot:
+def read_snapshot(dataset: Location, number: int | None = None) -> Snapshot:
     """Read a snapshot; none: the latest.
 
     Raises GeoLinkError: there is none, it is damaged, or made by a newer version.
@@ -147,9 +151,9 @@ def read_snapshot(dataset: Path, number: int | None = None) -> Snapshot:
         raise GeoLinkError(
             f"{dataset} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}"
         )
-    path = snapshot_path(dataset, number)
+    path = join(dataset, snapshot_name(number))
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(io.BytesIO(storage(dataset).read(snapshot_name(number))))
         meta = json.loads(table.schema.metadata[b"geolink"])
         if meta["schema_version"] > SCHEMA_VERSION:
             raise GeoLinkError(
@@ -158,15 +162,15 @@ def read_snapshot(dataset: Path, number: int | None = None) -> Snapshot:
             )
         records = table.select(list(SnapshotRow._fields)).to_pylist()
         rows = [SnapshotRow(**{**r, "qc": dict(r["qc"])}) for r in records]
-        return Snapshot(number, rows, meta["vocabulary"], meta["tag_encoder"])
+        return Snapshot(number, rows, meta["vocabulary"], DatasetInfo.model_validate(meta["info"]))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise GeoLinkError(f"snapshot {path} is damaged: {error}") from error
 
 
 def read_arrays(
-    shard: Path, names: Iterable[str] | None = None
+    dataset: Location, path: str, names: Iterable[str] | None = None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays of a shard on disk (none: all of the layout), and the shard's attributes.
+    """Arrays of a dataset's shard (none: all of the layout), and the shard's attributes.
 
     Every chunk's checksum is tested while it is read.
 
@@ -174,15 +178,18 @@ def read_arrays(
     """
     from schemas.chunks import read_array
 
+    shard = join(dataset, path)
+    names = list(ARRAYS if names is None else names)
     try:
-        group = json.loads((shard / "zarr.json").read_bytes())
+        files = storage(dataset).group(path, names)
+        group = json.loads(files.read("zarr.json"))
         attributes = group["attributes"]
     except (OSError, ValueError, KeyError) as error:
         raise GeoLinkError(f"shard {shard} is missing or damaged: {_named(error)}") from error
     arrays = {}
-    for name in ARRAYS if names is None else names:
+    for name in names:
         try:
-            arrays[name] = read_array(shard / name)
+            arrays[name] = read_array(files, name)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise GeoLinkError(
                 f"shard {shard}: array {name!r} is missing or damaged ({_named(error)}); "

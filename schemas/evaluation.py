@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.base import Config
 
 Baseline = Literal["random", "pixels", "bands"]
 

@@ -51,8 +51,8 @@ def _absolute(config: M, base: Path) -> M:
             update[name] = base / value.expanduser()
         elif isinstance(value, BaseModel):
             update[name] = _absolute(value, base)
-        elif name == "rasters" and value is not None:
-            update[name] = tuple(str(base / v) for v in value)
+        elif name in ("rasters", "pbf") and value is not None:
+            update[name] = tuple(v if "://" in v else str(base / v) for v in value)
         elif name == "stac" and value is not None and "://" not in value:
             update[name] = str(base / value)
     return config.model_copy(update=update)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config
+from schemas.base import Config
 
 
 class ModelConfig(Config):

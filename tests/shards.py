@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.snapshot import publish
 from pipelines.store import prepare_dataset, write_shard
 from schemas.config import ObjectOptions, Splits
-from schemas.dataset import DatasetInfo, SnapshotRow, tag_table_path, vocabulary_path
+from schemas.dataset import DatasetInfo, SnapshotRow, tag_table_name, vocabulary_name
 from schemas.grid import Block, Grid, block_chips, pack_chips
 from schemas.layout import SCHEMA_VERSION, Kind, Relation
 from schemas.sensor import AERIAL_RGB, Sensor
@@ -191,7 +191,7 @@ def make_dataset(
         )
         rows.append(store_row(folder, block, arrays, splits[n % len(splits)]))
     key = write_vocabulary(folder, tag_dim, seed)
-    publish(folder, rows, key, "wordllama")
+    publish(folder, rows, key, make_info(grid, sensor))
     return folder
 
 
@@ -223,9 +223,9 @@ def write_vocabulary(folder: Path, tag_dim: int, seed: int = 0) -> str:
             "objects": pa.array(range(1, len(texts) + 1), pa.int64()),
         }
     )
-    path = vocabulary_path(folder, "fabricated")
+    path = folder / vocabulary_name("fabricated")
     path.parent.mkdir(exist_ok=True)
     pq.write_table(table, path)
     embedding = np.random.default_rng(seed).normal(size=(len(texts), tag_dim))
-    np.save(tag_table_path(folder, "fabricated", "wordllama"), embedding.astype(np.float16))
+    np.save((folder / tag_table_name("fabricated", "wordllama")), embedding.astype(np.float16))
     return "fabricated"

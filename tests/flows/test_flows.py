@@ -10,8 +10,8 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.datasets import build_dataset, refresh_region
 from flows.training import evaluate, pretrain
 from pipelines.world import make_world
-from schemas.config import Region
 from schemas.errors import GeoLinkError
+from schemas.sources import Region
 
 
 @pytest.fixture(scope="module", autouse=True)

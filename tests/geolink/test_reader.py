@@ -19,7 +19,7 @@ from geolink.reader import (
     tag_table,
 )
 from pipelines.snapshot import latest_rows, publish
-from schemas.dataset import tag_table_path, vocabulary_path
+from schemas.dataset import tag_table_name, vocabulary_name
 from schemas.errors import GeoLinkError
 from schemas.grid import Block
 from tests.shards import TAGS, make_dataset, random_arrays, store_row, tag_id
@@ -35,7 +35,7 @@ def test_a_pinned_dataset_is_undisturbed_by_what_is_published_later(dataset: Dat
     new = store_row(dataset.path, Block(32632, 10, 100), random_arrays(99))
     assert new.shard == dataset.rows[0].shard
     rows = [new, *latest_rows(dataset.path)[1:]]
-    publish(dataset.path, rows, dataset.vocabulary_key, dataset.tag_encoder)
+    publish(dataset.path, rows, dataset.vocabulary_key, dataset.info)
     pinned, later = open_dataset(dataset.path, 1), open_dataset(dataset.path)
     assert (pinned.snapshot, later.snapshot) == (1, 2)
     np.testing.assert_array_equal(read_shard(pinned, pinned.rows[0])["image"], before["image"])
@@ -93,7 +93,7 @@ def test_a_tag_weighs_the_log_of_how_often_its_key_is_used(dataset: Dataset) -> 
 
 
 def test_a_damaged_vocabulary_or_tag_table_is_named(dataset: Dataset) -> None:
-    table = tag_table_path(dataset.path, "fabricated", "wordllama")
+    table = dataset.path / tag_table_name("fabricated", "wordllama")
     assert tag_table(dataset).shape == (len(TAGS), 16)
     np.save(table, np.zeros((3, 16), np.float16))
     with pytest.raises(GeoLinkError, match=r"float16 \[3, 16\], not float16"):
@@ -101,7 +101,7 @@ def test_a_damaged_vocabulary_or_tag_table_is_named(dataset: Dataset) -> None:
     table.write_bytes(b"no array")
     with pytest.raises(GeoLinkError, match=r"wordllama\.npy is missing or damaged"):
         tag_table(dataset)
-    vocabulary = vocabulary_path(dataset.path, "fabricated")
+    vocabulary = dataset.path / vocabulary_name("fabricated")
     vocabulary.write_bytes(vocabulary.read_bytes()[:50])
     with pytest.raises(GeoLinkError, match=r"fabricated\.parquet is missing or damaged"):
         open_dataset(dataset.path)

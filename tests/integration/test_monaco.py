@@ -21,8 +21,9 @@ from flows.demo import write_configs
 from geolink.reader import open_dataset, read_shard
 from pipelines.build import build_dataset
 from pipelines.world import World, make_world
-from schemas.config import DROP_KEYS, DatasetConfig
+from schemas.config import DatasetConfig
 from schemas.load import load_config
+from schemas.sources import DROP_KEYS
 from schemas.taxonomy import default_taxonomy
 from tests import comparison
 from tests.comparison import Differences, Place

@@ -6,8 +6,8 @@ import osmium
 import pytest
 from osmium.osm import mutable
 
-from pipelines.osm import Extract, convert_extract
-from schemas.config import OsmSource
+from pipelines.osm import Extract, convert_extracts
+from schemas.sources import OsmSource
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def monaco_pbf(shared: Path) -> Path:
 def monaco_extract(monaco_pbf: Path, tmp_path_factory: pytest.TempPathFactory) -> Extract:
     """Monaco, with the tag filter of a config that says nothing of tags."""
     source = OsmSource(pbf=monaco_pbf)
-    return convert_extract(monaco_pbf, tmp_path_factory.mktemp("monaco"), source)
+    return convert_extracts([monaco_pbf], tmp_path_factory.mktemp("monaco"), source)
 
 
 class Hamlet:
@@ -116,4 +116,4 @@ def reversed_hamlet() -> Hamlet:
 def hamlet_extract(hamlet: Hamlet, tmp_path_factory: pytest.TempPathFactory) -> Extract:
     folder = tmp_path_factory.mktemp("hamlet")
     pbf = hamlet.write(folder / "it's a hamlet.osm.pbf")
-    return convert_extract(pbf, folder / "cache", OsmSource(pbf=pbf))
+    return convert_extracts([pbf], folder / "cache", OsmSource(pbf=pbf))

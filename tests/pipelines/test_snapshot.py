@@ -8,8 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.snapshot import SnapshotExists, latest, latest_rows, publish
-from schemas.dataset import SnapshotRow, read_snapshot, snapshot_path
+from schemas.dataset import SnapshotRow, read_snapshot, snapshot_name
 from schemas.errors import GeoLinkError
+from tests.shards import make_info
+
+INFO = make_info()
 
 
 def row(shard: str, key: str = "k", **changes: object) -> SnapshotRow:
@@ -28,30 +31,30 @@ def test_rows_come_back_by_shard_whatever_order_they_were_given_in(tmp_path: Pat
     rows = [row("b"), row("a", qc={}, scenes=[]), row("c")]
     assert latest(tmp_path) is None
     assert latest_rows(tmp_path) == []
-    assert publish(tmp_path, rows, "v", "wordllama") == (1, True)
+    assert publish(tmp_path, rows, "v", INFO) == (1, True)
     assert latest_rows(tmp_path) == [rows[1], rows[0], rows[2]]
-    publish(tmp_path / "other", rows[::-1], "v", "wordllama")
-    one, two = (snapshot_path(d, 1).read_bytes() for d in (tmp_path, tmp_path / "other"))
+    publish(tmp_path / "other", rows[::-1], "v", INFO)
+    one, two = ((d / snapshot_name(1)).read_bytes() for d in (tmp_path, tmp_path / "other"))
     assert one == two
     assert [p.name for p in (tmp_path / "snapshots").iterdir()] == ["00000001.parquet"]
 
 
 def test_the_same_rows_are_not_published_twice(tmp_path: Path) -> None:
-    publish(tmp_path, [row("a")], "v", "wordllama")
-    assert publish(tmp_path, [row("a")], "v", "wordllama") == (1, False)
-    assert publish(tmp_path, [row("a")], "w", "wordllama") == (2, True)
-    assert publish(tmp_path, [row("a", "k2")], "w", "wordllama") == (3, True)
+    publish(tmp_path, [row("a")], "v", INFO)
+    assert publish(tmp_path, [row("a")], "v", INFO) == (1, False)
+    assert publish(tmp_path, [row("a")], "w", INFO) == (2, True)
+    assert publish(tmp_path, [row("a", "k2")], "w", INFO) == (3, True)
     assert read_snapshot(tmp_path, 1).rows == [row("a")]
     assert read_snapshot(tmp_path).vocabulary == "w"
 
 
 def test_of_two_builds_on_one_snapshot_the_second_must_begin_again(tmp_path: Path) -> None:
-    publish(tmp_path, [row("a")], "v", "wordllama", base=0)
-    publish(tmp_path, [row("a"), row("b")], "v", "wordllama", base=1)
+    publish(tmp_path, [row("a")], "v", INFO, base=0)
+    publish(tmp_path, [row("a"), row("b")], "v", INFO, base=1)
     with pytest.raises(SnapshotExists):
-        publish(tmp_path, [row("a"), row("c")], "v", "wordllama", base=1)
+        publish(tmp_path, [row("a"), row("c")], "v", INFO, base=1)
     rows = [*latest_rows(tmp_path), row("c")]
-    assert publish(tmp_path, rows, "v", "wordllama", base=2) == (3, True)
+    assert publish(tmp_path, rows, "v", INFO, base=2) == (3, True)
 
 
 def test_of_many_builds_at_once_one_wins(tmp_path: Path) -> None:
@@ -59,7 +62,7 @@ def test_of_many_builds_at_once_one_wins(tmp_path: Path) -> None:
 
     def build(n: int) -> None:
         try:
-            outcomes.append(publish(tmp_path, [row("a", f"k{n}")], "v", "wordllama", base=0))
+            outcomes.append(publish(tmp_path, [row("a", f"k{n}")], "v", INFO, base=0))
         except SnapshotExists as error:
             outcomes.append(error)
 
@@ -75,16 +78,16 @@ def test_of_many_builds_at_once_one_wins(tmp_path: Path) -> None:
 
 def test_a_shard_cannot_come_twice(tmp_path: Path) -> None:
     with pytest.raises(GeoLinkError, match="a comes twice"):
-        publish(tmp_path, [row("a", "x"), row("b"), row("a", "y")], "v", "wordllama")
+        publish(tmp_path, [row("a", "x"), row("b"), row("a", "y")], "v", INFO)
 
 
 def test_a_snapshot_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(GeoLinkError, match="no snapshot yet"):
         read_snapshot(tmp_path)
-    publish(tmp_path, [row("a")], "v", "wordllama")
+    publish(tmp_path, [row("a")], "v", INFO)
     with pytest.raises(GeoLinkError, match="no snapshot 4; it has 1 to 1"):
         read_snapshot(tmp_path, 4)
-    path = snapshot_path(tmp_path, 1)
+    path = tmp_path / snapshot_name(1)
     table = pq.read_table(path)
     meta = json.loads(table.schema.metadata[b"geolink"])
     newer = json.dumps({**meta, "schema_version": 99}).encode()

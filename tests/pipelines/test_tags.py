@@ -32,7 +32,7 @@ from pipelines.tags import (
     write_vocabulary,
 )
 from schemas.config import ObjectOptions
-from schemas.dataset import read_arrays, tag_table_path, vocabulary_path
+from schemas.dataset import read_arrays, tag_table_name, vocabulary_name
 from schemas.errors import GeoLinkError
 from schemas.grid import Block
 from schemas.taxonomy import default_taxonomy
@@ -160,21 +160,21 @@ def test_a_snapshots_vocabulary_counts_the_objects_of_its_shards(tmp_path: Path)
     prepare_dataset(tmp_path, make_info())
     rows = [store_row(tmp_path, Block(32632, n, 9), random_arrays(n)) for n in range(3)]
     first = write_vocabulary(tmp_path, rows[:2], "wordllama")
-    publish(tmp_path, rows[:2], first, "wordllama")
+    publish(tmp_path, rows[:2], first, make_info())
     key = write_vocabulary(tmp_path, rows[::-1], "wordllama")
     assert key != first
     expected: Counter[str] = Counter()
     for row in rows:
-        a = read_arrays(tmp_path / row.path)[0]
+        a = read_arrays(tmp_path, row.path)[0]
         for m in range(row.objects):
             for t in a["object_tag"][a["object_tag_offset"][m] : a["object_tag_offset"][m + 1]]:
                 b, e = a["tag_text_offset"][t : t + 2]
                 expected[a["tag_text"][b:e].tobytes().decode()] += 1
-    table = pq.read_table(vocabulary_path(tmp_path, key)).to_pylist()
+    table = pq.read_table(tmp_path / vocabulary_name(key)).to_pylist()
     assert {f"{r['key']}={r['value']}": r["objects"] for r in table} == expected
     ids = [r["id"] for r in table]
     assert ids == sorted(ids) == tag_id([f"{r['key']}={r['value']}" for r in table]).tolist()
-    vectors = np.load(tag_table_path(tmp_path, key, "wordllama"))
+    vectors = np.load(tmp_path / tag_table_name(key, "wordllama"))
     # Grown from the first snapshot's table or made at once: the same bytes.
     whole = encode([f"{r['key']}={r['value']}" for r in table], "wordllama")
     assert np.array_equal(vectors, whole)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 from schemas.chunks import read_array
+from schemas.storage import LocalStorage
 
 BLOSC = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=8)
 KEYS = {"name": "default", "separator": "."}
@@ -36,7 +37,9 @@ def test_an_array_is_read_as_zarr_reads_it(
             config={"write_empty_chunks": True},
         )  # fmt: skip
         array[...] = values
-        np.testing.assert_array_equal(read_array(Path(scratch) / "a"), array[...], strict=True)
+        np.testing.assert_array_equal(
+            read_array(LocalStorage(Path(scratch)), "a"), array[...], strict=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -55,4 +58,4 @@ def test_an_array_stored_in_another_way_is_refused(tmp_path: Path, options: dict
     }  # fmt: skip
     zarr.create_array(tmp_path / "a", **{**plain, **options})[...] = 1
     with pytest.raises(ValueError, match="not stored as"):
-        read_array(tmp_path / "a")
+        read_array(LocalStorage(tmp_path), "a")

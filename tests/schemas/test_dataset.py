@@ -6,19 +6,20 @@ from typing import Any
 
 import pytest
 
-from schemas.config import DROP_KEYS, ObjectOptions, Splits
+from schemas.config import ObjectOptions, Splits
 from schemas.dataset import (
     DatasetInfo,
     read_info,
+    snapshot_name,
     snapshot_numbers,
-    snapshot_path,
-    tag_table_path,
-    vocabulary_path,
+    tag_table_name,
+    vocabulary_name,
 )
 from schemas.errors import GeoLinkError
 from schemas.grid import Grid
 from schemas.layout import SCHEMA_VERSION
 from schemas.sensor import SENTINEL_2_L2A
+from schemas.sources import DROP_KEYS
 from schemas.taxonomy import default_taxonomy
 
 INFO = DatasetInfo(
@@ -87,14 +88,14 @@ def test_json_that_is_no_dataset_is_an_error(tmp_path: Path, text: str) -> None:
 def test_only_published_snapshots_count(tmp_path: Path) -> None:
     assert snapshot_numbers(tmp_path) == []
     for number in (12, 2, 1):
-        snapshot_path(tmp_path, number).parent.mkdir(exist_ok=True)
-        snapshot_path(tmp_path, number).touch()
+        (tmp_path / snapshot_name(number)).parent.mkdir(exist_ok=True)
+        (tmp_path / snapshot_name(number)).touch()
     for name in ("3.parquet", "00000004.parquet.tmp", ".00000005.parquet", "x0000006.parquet"):
         (tmp_path / "snapshots" / name).touch()
     assert snapshot_numbers(tmp_path) == [1, 2, 12]
-    assert snapshot_path(tmp_path, 12).name == "00000012.parquet"
+    assert (tmp_path / snapshot_name(12)).name == "00000012.parquet"
 
 
 def test_tags_lie_by_vocabulary_and_encoder(tmp_path: Path) -> None:
-    assert vocabulary_path(tmp_path, "ab12") == tmp_path / "tags" / "ab12.parquet"
-    assert tag_table_path(tmp_path, "ab12", "wordllama").name == "ab12-wordllama.npy"
+    assert (tmp_path / vocabulary_name("ab12")) == tmp_path / "tags" / "ab12.parquet"
+    assert (tmp_path / tag_table_name("ab12", "wordllama")).name == "ab12-wordllama.npy"

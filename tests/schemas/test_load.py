@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import DatasetConfig, Region, SceneSource, Splits
+from schemas.config import DatasetConfig, Splits
 from schemas.errors import GeoLinkError
 from schemas.evaluation import EvaluateConfig
 from schemas.load import load_config
+from schemas.sources import Region, SceneSource
 from schemas.training import TrainConfig
 
 GOOD = """\
@@ -45,7 +46,7 @@ def test_relative_paths_are_taken_from_the_configs_folder(tmp_path: Path) -> Non
     config = _load(tmp_path, GOOD)
     assert config.dataset == tmp_path / "out" / "monaco"
     assert config.osm is not None
-    assert config.osm.pbf == tmp_path / "monaco.osm.pbf"
+    assert config.osm.pbf == (str(tmp_path / "monaco.osm.pbf"),)
     assert config.scenes is not None
     assert config.scenes.stac == str(tmp_path / "catalog" / "catalog.json")
     assert config.scenes.start is not None
@@ -58,7 +59,7 @@ def test_absolute_paths_and_urls_are_left_alone(tmp_path: Path) -> None:
     assert config.scenes is not None
     assert config.scenes.stac == "https://example.org/v1"
     assert config.osm is not None
-    assert config.osm.pbf == Path("/data/monaco.osm.pbf")
+    assert config.osm.pbf == ("/data/monaco.osm.pbf",)
 
 
 def test_globs_of_rasters_are_taken_from_the_configs_folder(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_globs_of_rasters_are_taken_from_the_configs_folder(tmp_path: Path) -> N
         ("region:", "regoin:", 3, "unknown key 'regoin'; did you mean 'region'?"),
         ("max_cloud", "clouds_max", 12, "unknown key 'scenes.clouds_max'; "),
         ("pbf: monaco", "file: monaco", 14, "unknown key 'osm.file'; "),
-        ("pbf: monaco", "file: monaco", 13, "key 'osm.pbf' is missing"),
+        ("  pbf: monaco", "  find: moon\n  x: monaco", 14, "osm.find: Input should be 'any'"),
         ("name: monaco\n", "", None, "key 'name' is missing"),
         ("size: 64", "size: large", 6, "grid.size: .*integer.*given: 'large'"),
         ("size: 64", "size: 65", 4, "grid: patch 8 does not divide size 65"),
