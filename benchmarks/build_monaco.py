@@ -49,7 +49,7 @@ GOAL = 1.5
 FRACTIONS = (0.25, 0.5, 1.0)
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "convert extract": [(pipelines.plan, "convert_extract")],
+    "convert extract": [(pipelines.plan, "extract_of")],
     "plan": [(pipelines.build, "make_plan")],
     "read pixels": [(pipelines.inputs, "load_block"), (pipelines.inputs, "cut_chips")],
     "load features": [(pipelines.inputs, "load_features")],

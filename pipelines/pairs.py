@@ -30,7 +30,7 @@ from PIL import Image
 from pyproj import Geod
 
 from pipelines.objects import Features, make_features
-from pipelines.osm import any_glob
+from pipelines.osm_convert import any_glob
 from schemas.config import Splits
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError

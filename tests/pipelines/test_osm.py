@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import osm
-from pipelines.osm import EMPTY_DIGEST, Extract, any_glob, block_digests, convert_extract
-from schemas.config import DROP_KEYS, OsmSource
+from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extracts
+from pipelines.osm_convert import any_glob
 from schemas.errors import GeoLinkError
+from schemas.sources import DROP_KEYS, OsmSource
 
 
 def _features(extract: Extract) -> dict[int, tuple[shapely.Geometry, list[str]]]:
@@ -130,6 +131,7 @@ def test_what_cannot_be_a_feature_is_counted(hamlet, hamlet_extract: Extract) ->
         "osm_relation_without_geometry": 1,
         "osm_way_without_length": 1,
         "osm_filtered": 1,
+        "osm_way_repaired": 2,
         "osm_spans_antimeridian": 1,
     }
     features = _features(hamlet_extract)
@@ -142,7 +144,7 @@ def test_the_order_of_members_does_not_change_a_byte(
     reversed_hamlet, hamlet_extract: Extract, tmp_path: Path
 ) -> None:
     pbf = reversed_hamlet.write(tmp_path / "reversed.osm.pbf")
-    other = convert_extract(pbf, tmp_path / "cache", OsmSource(pbf=pbf))
+    other = convert_extracts([pbf], tmp_path / "cache", OsmSource(pbf=pbf))
     assert other.sha256 != hamlet_extract.sha256
     assert other.parquet.read_bytes() == hamlet_extract.parquet.read_bytes()
     assert other.tag_counts.read_bytes() == hamlet_extract.tag_counts.read_bytes()
@@ -156,11 +158,11 @@ def test_an_extract_is_converted_once(
         raise AssertionError("converted again")
 
     monkeypatch.setattr(osm, "_convert", refuse)
-    pbf = hamlet_extract.source
+    pbf = Path(hamlet_extract.source)
     cache = hamlet_extract.parquet.parents[1]
-    assert convert_extract(pbf, cache, OsmSource(pbf=pbf)) == hamlet_extract
+    assert convert_extracts([pbf], cache, OsmSource(pbf=pbf)) == hamlet_extract
     with pytest.raises(AssertionError, match="converted again"):
-        convert_extract(pbf, cache, OsmSource(pbf=pbf, drop_keys=("name",)))
+        convert_extracts([pbf], cache, OsmSource(pbf=pbf, drop_keys=("name",)))
 
 
 def test_any_reader_of_geoparquet_reads_the_features(monaco_extract: Extract) -> None:
@@ -211,7 +213,7 @@ def test_a_box_across_the_antimeridian_is_the_union_of_its_halves(tmp_path: Path
          "digest": np.array([3, 5, 7, 11, 13], np.uint64)}
     )  # fmt: skip
     pq.write_table(table, tmp_path / "x.parquet")
-    extract = Extract(tmp_path, tmp_path / "x.parquet", tmp_path, "", "", "", 5, 0, {})
+    extract = Extract("", tmp_path / "x.parquet", tmp_path, "", "", "", 5, 0, {})
     across, without, nothing = block_digests(
         extract, [(179.0, 0.0, -179.0, 1.0), (-180.0, 0.0, 180.0, 1.0), (40.0, 0.0, 50.0, 1.0)]
     )
@@ -236,7 +238,7 @@ def test_a_file_that_is_no_extract_is_told_apart(
     if content is not None:
         pbf.write_bytes(content)
     with pytest.raises(GeoLinkError, match=message):
-        convert_extract(pbf, tmp_path, OsmSource(pbf=pbf))
+        convert_extracts([pbf], tmp_path, OsmSource(pbf=pbf))
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
@@ -245,7 +247,7 @@ def test_a_truncated_extract_is_told(share: float, monaco_pbf: Path, tmp_path: P
     pbf = tmp_path / "cut.osm.pbf"
     pbf.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(GeoLinkError, match=r"truncated or damaged .* download it again"):
-        convert_extract(pbf, tmp_path, OsmSource(pbf=pbf))
+        convert_extracts([pbf], tmp_path, OsmSource(pbf=pbf))
     assert list(tmp_path.iterdir()) == [pbf]
 
 
@@ -254,7 +256,7 @@ def test_an_extract_without_a_tag_is_told(tmp_path: Path) -> None:
     with osmium.SimpleWriter(str(pbf)) as writer:
         writer.add_node(osmium.osm.mutable.Node(id=1, location=(9, 48)))
     with pytest.raises(GeoLinkError, match="no tagged element"):
-        convert_extract(pbf, tmp_path, OsmSource(pbf=pbf))
+        convert_extracts([pbf], tmp_path, OsmSource(pbf=pbf))
 
 
 def test_a_kept_key_that_does_not_occur_is_told_with_the_nearest_one(
@@ -262,19 +264,19 @@ def test_a_kept_key_that_does_not_occur_is_told_with_the_nearest_one(
 ) -> None:
     source = OsmSource(pbf=monaco_pbf, keep_keys=("highway", "bulding"))
     with pytest.raises(GeoLinkError, match=r"has a key 'bulding'; did you mean 'building'\?"):
-        convert_extract(monaco_pbf, tmp_path, source)
+        convert_extracts([monaco_pbf], tmp_path, source)
 
 
 def test_a_cache_folder_that_cannot_be_used_is_told(
     hamlet_extract: Extract, tmp_path: Path
 ) -> None:
-    pbf = hamlet_extract.source
+    pbf = Path(hamlet_extract.source)
     with pytest.raises(GeoLinkError, match="set `cache` to another folder"):
-        convert_extract(pbf, tmp_path / "it's", OsmSource(pbf=pbf))
+        convert_extracts([pbf], tmp_path / "it's", OsmSource(pbf=pbf))
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(GeoLinkError, match="cannot convert"):
-        convert_extract(pbf, file, OsmSource(pbf=pbf))
+        convert_extracts([pbf], file, OsmSource(pbf=pbf))
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,185 @@
+"""Large files from the web: fetched once, resumed where they broke off, kept by content."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from schemas.errors import GeoLinkError
+from schemas.storage import locked, writing
+
+_ATTEMPTS = 6
+_TIMEOUT_S = (10.0, 60.0)
+_CHUNK = 1 << 20
+_LONGEST_WAIT_S = 60.0
+
+
+class _TryAgain(Exception):
+    """A fault of network or server that may pass; the wait that the server asks for, seconds."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def download(url: str, folder: Path, suffix: str, *, backoff_s: float = 1.0) -> Path:
+    """Fetch a URL into a folder, named by the SHA-256 of its bytes, or find it there unchanged.
+
+    What was fetched before is asked for by its ETag or date, so that an unchanged file costs one
+    small request, and a changed one becomes a new file beside the old. A transfer that breaks off
+    goes on where it stopped, also in a later run, if the file is still the same. Length, and the
+    MD5 that servers of OSM extracts offer beside it (`URL.md5`), are checked. Network faults,
+    5xx and 429 (Retry-After is obeyed) are tried six times.
+
+    Raises GeoLinkError if the file cannot be had or is damaged.
+    """
+    if not re.match(r"https?://", url):
+        raise GeoLinkError(f"{url} cannot be downloaded; give a path, or a http or https address")
+    slot = folder / f"url-{hashlib.sha256(url.encode()).hexdigest()[:24]}"
+    with writing(slot):
+        slot.mkdir(parents=True, exist_ok=True)
+    # One folder a URL: holds what is known of it, and the part that is there; locked by its user.
+    with writing(slot), locked(slot), requests.Session() as session:
+        session.headers["User-Agent"] = "geolink"
+        session.headers["Accept-Encoding"] = "identity"
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _fetch(session, url, slot, folder, suffix)
+            except (_TryAgain, requests.RequestException) as error:
+                fault = error
+            wait = fault.wait_s if isinstance(fault, _TryAgain) else None
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(min(backoff_s * 2**attempt if wait is None else wait, _LONGEST_WAIT_S))
+    raise GeoLinkError(
+        f"cannot download {url} ({_brief(fault)}, {_ATTEMPTS} times); run again, which goes on "
+        "where it stopped, or fetch the file yourself and give its path"
+    )
+
+
+def _brief(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _fetch(session: requests.Session, url: str, slot: Path, folder: Path, suffix: str) -> Path:
+    """One attempt. Raises _TryAgain or requests.RequestException where another may succeed."""
+    known = _read(slot / "known.json")
+    part, began = slot / "part", _read(slot / "began.json")
+    there = folder / f"{known.get('sha256')}{suffix}"
+    headers = {}
+    if part.exists() and began.get("etag"):
+        headers = {"Range": f"bytes={part.stat().st_size}-", "If-Range": began["etag"]}
+    elif there.exists():
+        headers = {
+            name: known[key]
+            for name, key in (("If-None-Match", "etag"), ("If-Modified-Since", "modified"))
+            if known.get(key)
+        }
+    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+        if answer.status_code == 304:
+            return there
+        whole = _check(url, answer, part)
+        if whole:
+            part.unlink(missing_ok=True)
+            etag = answer.headers.get("ETag", "")
+            # A weak tag does not promise the same bytes, so nothing could be added to them.
+            began = {
+                "etag": "" if etag.startswith("W/") else etag,
+                "modified": answer.headers.get("Last-Modified", ""),
+                "bytes": int(answer.headers.get("Content-Length", -1)),
+            }
+            (slot / "began.json").write_text(json.dumps(began), encoding="utf-8")
+        if answer.status_code != 416:
+            with part.open("ab") as file:
+                for chunk in answer.iter_content(_CHUNK):
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+    return _accept(session, url, slot, folder, suffix, began)
+
+
+def _check(url: str, answer: requests.Response, part: Path) -> bool:
+    """Whether an answer brings the whole file; raises where it does not bring what was asked."""
+    status = answer.status_code
+    if status in (408, 425, 429) or status >= 500:
+        raise _TryAgain(f"{status} {answer.reason}", _wait_s(answer.headers.get("Retry-After")))
+    if status == 206:
+        first = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        if not first or int(first[1]) != part.stat().st_size:
+            part.unlink(missing_ok=True)
+            raise _TryAgain("the server sent another range than was asked for")
+        return False
+    if status == 416:  # nothing is missing, or the part is longer than the file: `_accept` tells
+        return False
+    if status != 200:
+        raise GeoLinkError(
+            f"cannot download {url}: {status} {answer.reason}; check the address in a browser"
+        )
+    return True
+
+
+def _accept(
+    session: requests.Session,
+    url: str,
+    slot: Path,
+    folder: Path,
+    suffix: str,
+    began: dict[str, Any],
+) -> Path:
+    """Check a finished part and give it its name."""
+    part = slot / "part"
+    size = part.stat().st_size
+    if began.get("bytes", -1) >= 0 and size != began["bytes"]:
+        if size > began["bytes"]:
+            part.unlink()
+        raise _TryAgain(f"{size:,} of {began['bytes']:,} bytes came")
+    with part.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    stated = _stated_md5(session, url)
+    if stated:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != stated:
+            part.unlink()
+            raise _TryAgain(f"its MD5 is {found}, not {stated} as {url}.md5 says")
+    target = folder / f"{sha256}{suffix}"
+    os.replace(part, target)
+    known = {"url": url, "sha256": sha256, **began}
+    (slot / "known.json").write_text(json.dumps(known), encoding="utf-8")
+    (slot / "began.json").unlink(missing_ok=True)
+    return target
+
+
+def _stated_md5(session: requests.Session, url: str) -> str:
+    """The MD5 that the server states beside the file, or nothing where it does not."""
+    answer = session.get(f"{url}.md5", timeout=_TIMEOUT_S)
+    if answer.status_code >= 500 or answer.status_code == 429:
+        raise _TryAgain(f"{url}.md5: {answer.status_code} {answer.reason}")
+    found = re.match(r"[0-9a-fA-F]{32}\b", answer.text) if answer.status_code == 200 else None
+    return found[0].lower() if found else ""
+
+
+def _wait_s(retry_after: str | None) -> float | None:
+    """Seconds of a Retry-After header, which gives seconds or a date."""
+    if not retry_after:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON file of ours; one that a kill left empty or broken counts as missing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
