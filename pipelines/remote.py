@@ -53,7 +53,7 @@ _GDAL: Mapping[str, object] = {
     "GDAL_HTTP_TIMEOUT": 300,
 }
 
-TRIES = 6
+TRIES = 5
 FIRST_WAIT_S = 1.0
 """Before the second try; doubled for every further one, with some chance in it."""
 LONGEST_WAIT_S = 120.0

@@ -1,0 +1,328 @@
+"""Items of STAC catalogs: APIs searched page by page, static catalogs walked.
+
+Both stream: an item is handed on before the next page is asked for. A list is whole or an error:
+every document is fetched by `pipelines.remote.fetch`, which never takes a fault for an end.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode, urljoin
+
+import numpy as np
+import requests
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from pipelines.remote import Refused, fetch, is_remote, local_path, public
+from schemas.errors import GeoLinkError
+from schemas.grid import Bounds
+from schemas.sources import SceneSource
+
+_PAGE = 100
+"""Items asked for at once: full Sentinel-2 items are 30 KB, and servers limit an answer's size."""
+_THREADS = 8
+"""Items of a static catalog fetched at a time."""
+
+Json = dict[str, Any]
+
+
+class Found(NamedTuple):
+    """An item as its catalog has it."""
+
+    item: Json
+    base: str
+    """Where its relative hrefs start."""
+    licence: str
+    """Its collection's."""
+
+
+def find_items(
+    source: SceneSource,
+    bounds_lonlat: Bounds,
+    region: BaseGeometry | None,
+    counts: Counter[str],
+) -> Iterator[Found]:
+    """Items of a STAC source near a region (degrees); more than was asked for may come.
+
+    counts: takes `scene_list_short`, by how many items an API returned fewer than it stated.
+
+    Raises GeoLinkError, OSError.
+    """
+    address = source.stac
+    assert address is not None
+    with requests.Session() as session:
+        root = fetch(address, session=session)
+        if not isinstance(root, dict) or "stac_version" not in root or _kind(root) == "Item":
+            raise GeoLinkError(
+                f"{public(address)} is no STAC catalog; give the address of a STAC API or of a "
+                "catalog.json"
+            )
+        if any(link.get("rel") == "search" for link in root.get("links", [])):
+            api = _Api(address, root, session)
+            for area in search_areas(bounds_lonlat, region):
+                yield from api.search(source, area, counts)
+        else:
+            yield from _walk(address, root, source, session)
+
+
+def matches(item: Mapping[str, Any], query: Mapping[str, Mapping[Any, object]]) -> bool:
+    """Whether an item's properties meet every condition; one that it lacks is not met."""
+    properties = item["properties"]
+    return all(
+        _compare(op, properties.get(name), _plain(value))
+        for name, conditions in query.items()
+        for op, value in conditions.items()
+    )
+
+
+def search_areas(bounds_lonlat: Bounds, region: BaseGeometry | None) -> list[Json]:
+    """What to ask an API for: its box (two across the antimeridian), or cells over the region.
+
+    Cells are asked for where the region fills less than half of its box: one polygon that covers
+    it, of few enough corners for a request.
+    """
+    if region is not None and not region.is_empty:
+        box = shapely.box(*region.bounds)
+        if box.area and region.area < 0.5 * box.area:
+            return [{"intersects": json.loads(shapely.to_geojson(_within_180(cover(region))))}]
+    return [{"bbox": list(box)} for box in _plain_boxes(bounds_lonlat)]
+
+
+def cover(region: BaseGeometry, corners: int = 400) -> BaseGeometry:
+    """A union of square cells that covers a region, with at most about so many corners."""
+    west, south, east, north = region.bounds
+    cell = max(east - west, north - south, 1e-6) / 64
+    shapely.prepare(region)
+    while True:
+        x = np.arange(math.floor(west / cell), math.ceil(east / cell) + 1)
+        y = np.arange(math.floor(south / cell), math.ceil(north / cell) + 1)
+        xs, ys = (a.ravel() * cell for a in np.meshgrid(x, y))
+        cells = shapely.box(xs, np.maximum(ys, -90), xs + cell, np.minimum(ys + cell, 90))
+        union = shapely.union_all(cells[shapely.intersects(region, cells)])
+        if shapely.get_num_coordinates(union) <= corners or len(cells) <= 4:
+            return union
+        cell *= 2
+
+
+def _within_180(geometry: BaseGeometry) -> BaseGeometry:
+    """A geometry of longitudes from -540 to 540 in longitudes within ±180."""
+    parts = []
+    for turn in (-360.0, 0.0, 360.0):
+        moved = shapely.transform(geometry, lambda xy, t=turn: xy + np.array([t, 0.0]))
+        parts.append(shapely.intersection(moved, shapely.box(-180, -90, 180, 90)))
+    areas = [p for p in shapely.get_parts(parts) if p.area]
+    return shapely.union_all(areas)
+
+
+def _plain_boxes(bounds_lonlat: Bounds) -> list[Bounds]:
+    """The box in longitudes within ±180: two boxes where it crosses the antimeridian."""
+    west, south, east, north = bounds_lonlat
+    if east - west >= 360:
+        return [(-180.0, south, 180.0, north)]
+    turn = np.floor((west + 180.0) / 360.0) * 360.0
+    west, east = float(west - turn), float(east - turn)
+    if east <= 180.0:
+        return [(west, south, east, north)]
+    return [(west, south, 180.0, north), (-180.0, south, east - 360.0, north)]
+
+
+class _Api:
+    """A STAC API with item search."""
+
+    def __init__(self, address: str, root: Json, session: requests.Session) -> None:
+        self.address = address
+        self.session = session
+        self.conforms = [str(c) for c in root.get("conformsTo", [])]
+        links = [link for link in root["links"] if link.get("rel") == "search"]
+        posts = [link for link in links if str(link.get("method")).upper() == "POST"]
+        self.method = "POST" if posts else "GET"
+        self.url = urljoin(address, str((posts or links)[0]["href"]))
+        self.licences: dict[str, str] = {}
+
+    def search(self, source: SceneSource, area: Json, counts: Counter[str]) -> Iterator[Found]:
+        """Items of one area."""
+        wanted: Json = {"limit": _PAGE, **area}
+        if source.collections:
+            wanted["collections"] = list(source.collections)
+        if source.start or source.end:
+            wanted["datetime"] = interval(source)
+        # Over GET, conditions would be text of another grammar: they are then tested here only.
+        if source.query and self.method == "POST":
+            wanted |= self._conditions(source)
+        received, stated = 0, 0
+        for page in self._pages(wanted):
+            stated = int(page.get("numberMatched") or _of(page, "context").get("matched") or 0)
+            received += len(page["features"])
+            for item in page["features"]:
+                yield Found(item, _self(item) or self.address, self._licence(item))
+        if received < stated:
+            counts["scene_list_short"] += stated - received
+
+    def _conditions(self, source: SceneSource) -> Json:
+        """The config's conditions in a language the server understands, if any."""
+        query = {k: {op: _plain(v) for op, v in c.items()} for k, c in source.query.items()}
+        if any(c.endswith("item-search#query") for c in self.conforms):
+            return {"query": query}
+        filters = any("item-search#filter" in c for c in self.conforms)
+        if filters and any(c.endswith("conf/cql2-json") for c in self.conforms):
+            return {"filter-lang": "cql2-json", "filter": as_cql2(query)}
+        return {}
+
+    def _pages(self, wanted: Json) -> Iterator[Json]:
+        method, href, body, headers = self.method, self.url, wanted, None
+        if method == "GET":
+            href = f"{href}{'&' if '?' in href else '?'}{urlencode(_flat(wanted))}"
+        seen: set[str] = set()
+        while True:
+            request = json.dumps([method, href, body if method == "POST" else None])
+            if request in seen:
+                raise GeoLinkError(
+                    f"{public(self.address)} pages in a circle: page {len(seen) + 1} of a search "
+                    "points to one that was read; narrow the region or the time range"
+                )
+            seen.add(request)
+            page = fetch(
+                href, method=method, body=body if method == "POST" else None, headers=headers,
+                session=self.session,
+            )  # fmt: skip
+            if not isinstance(page, dict) or not isinstance(page.get("features"), list):
+                raise GeoLinkError(f"{public(href)} answers a search with no list of items")
+            yield page
+            link = _next(page)
+            if link is None:
+                return
+            method = str(link.get("method") or "GET").upper()
+            href, headers = urljoin(href, str(link["href"])), link.get("headers")
+            own = link.get("body") or {}
+            body = {**body, **own} if link.get("merge") else own
+
+    def _licence(self, item: Json) -> str:
+        name = str(item.get("collection") or "")
+        if name and name not in self.licences:
+            url = f"{self.address.rstrip('/')}/collections/{name}"
+            try:
+                collection = fetch(url, session=self.session)
+            except Refused as error:
+                if error.status not in (404, 405, 410):
+                    raise
+                # An API need not have collections; the dataset's own `licence` takes its place.
+                collection = {}
+            self.licences[name] = _stated_licence(collection)
+        return self.licences.get(name, "")
+
+
+def _walk(
+    address: str, root: Json, source: SceneSource, session: requests.Session
+) -> Iterator[Found]:
+    """Items of a static catalog in the order of its links, catalogs depth first."""
+    get = partial(fetch, session=session)
+    pending, seen = [(address, root)], {address}
+    with ThreadPoolExecutor(_THREADS if is_remote(address) else 1) as pool:
+        while pending:
+            where, catalog = pending.pop()
+            is_collection = _kind(catalog) == "Collection"
+            licence = _stated_licence(catalog) if is_collection else ""
+            asked = not (is_collection and source.collections) or (
+                catalog.get("id") in source.collections
+            )
+            hrefs = _hrefs(catalog, "item", where) if asked else []
+            for start in range(0, len(hrefs), 8 * _THREADS):
+                some = hrefs[start : start + 8 * _THREADS]
+                for href, item in zip(some, pool.map(get, some), strict=True):
+                    if not source.collections or item.get("collection") in source.collections:
+                        yield Found(item, href, licence)
+            children = [h for h in _hrefs(catalog, "child", where) if h not in seen]
+            seen.update(children)
+            pending += [(h, get(h)) for h in reversed(children)]
+
+
+def _hrefs(catalog: Json, rel: str, base: str) -> list[str]:
+    links = (str(link["href"]) for link in catalog.get("links", []) if link.get("rel") == rel)
+    return [_absolute(href, base) for href in links]
+
+
+def _absolute(href: str, base: str) -> str:
+    if is_remote(base) or is_remote(href):
+        return urljoin(base, href)
+    return str((local_path(base).parent / Path(local_path(href))).resolve())
+
+
+def _kind(document: Json) -> str:
+    """Item, Collection or Catalog; the type has a field of its own since STAC 1.0."""
+    if document.get("type") == "Feature":
+        return "Item"
+    return "Collection" if "extent" in document else "Catalog"
+
+
+def _stated_licence(collection: object) -> str:
+    return str(collection.get("license") or "") if isinstance(collection, dict) else ""
+
+
+def _self(item: Json) -> str:
+    return next((str(k["href"]) for k in item.get("links", []) if k.get("rel") == "self"), "")
+
+
+def _next(page: Json) -> Json | None:
+    return next((link for link in page.get("links", []) if link.get("rel") == "next"), None)
+
+
+def _of(page: Json, name: str) -> Json:
+    part = page.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def interval(source: SceneSource) -> str:
+    """The time range asked for, as STAC writes it."""
+    ends = [t.strftime("%Y-%m-%dT%H:%M:%SZ") if t else ".." for t in (source.start, source.end)]
+    return "/".join(ends)
+
+
+def as_cql2(query: Mapping[str, Mapping[Any, object]]) -> Json:
+    """Conditions as CQL2-JSON (OGC 21-065r2)."""
+    names = {"eq": "=", "neq": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte": ">=", "in": "in"}
+    tests = [
+        {"op": names[op], "args": [{"property": name}, value]}
+        for name, conditions in query.items()
+        for op, value in conditions.items()
+    ]
+    return tests[0] if len(tests) == 1 else {"op": "and", "args": tests}
+
+
+def _compare(op: str, found: object, wanted: object) -> bool:
+    if found is None:
+        return False
+    if op == "in":
+        return isinstance(wanted, list) and found in wanted
+    if op in ("eq", "neq"):
+        return (found == wanted) is (op == "eq")
+    numbers = isinstance(found, int | float) and isinstance(wanted, int | float)
+    if not numbers and not (isinstance(found, str) and isinstance(wanted, str)):
+        return False
+    less: bool = found < wanted  # type: ignore[operator]
+    equal = found == wanted
+    return {"lt": less, "lte": less or equal, "gt": not (less or equal), "gte": not less}[op]
+
+
+def _plain(value: object) -> object:
+    """A value of a config as JSON has it."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _flat(wanted: Json) -> dict[str, str]:
+    """Parameters of a GET request."""
+    flat = {}
+    for name, value in wanted.items():
+        if isinstance(value, list):
+            flat[name] = ",".join(map(str, value))
+        else:
+            flat[name] = json.dumps(value) if isinstance(value, dict) else str(value)
+    return flat
