@@ -8,15 +8,18 @@ from typing import Any
 from geolink.reader import Dataset, open_dataset, read_shard_at
 from schemas.errors import GeoLinkError
 from schemas.layout import validate
+from schemas.storage import Location, storage
 
 
-def describe(path: Path, snapshot: int | None = None) -> dict[str, Any]:
+def describe(path: Location, snapshot: int | None = None) -> dict[str, Any]:
     """Name, counts, sizes and licence of a dataset, shard, checkpoint or run.
 
     Raises GeoLinkError if the path is none of these, or is damaged.
     """
-    if (path / "dataset.json").exists():
+    if storage(path).exists("dataset.json"):
         return _dataset(open_dataset(path, snapshot))
+    if isinstance(path, str):
+        raise GeoLinkError(f"there is no dataset in {path}")
     if path.suffix == ".zarr" and path.is_dir():
         return _shard(path)
     if (path / "model.safetensors").exists() or any(path.glob("*/model.safetensors")):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Config
+from schemas.storage import Location
 
 Baseline = Literal["random", "pixels", "bands"]
 
@@ -14,7 +15,7 @@ class EvaluateConfig(Config):
     """What `geolink evaluate` needs. Relative paths are taken from the config file's folder."""
 
     checkpoint: Annotated[Path, Field(description="Checkpoint folder, or run folder.")]
-    dataset: Annotated[Path, Field(description="Folder of the dataset.")]
+    dataset: Annotated[Location, Field(description="Folder of the dataset, or its address.")]
     snapshot: Annotated[int | None, Field(ge=1, description="Snapshot; none: the latest.")] = None
     task: Annotated[Literal["knn"], Field(description="`knn`: majority class of a chip.")] = "knn"
     fit: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.base import Config
+from schemas.storage import Location
 
 
 class ModelConfig(Config):
@@ -67,7 +68,7 @@ class Augment(Config):
 class TrainConfig(Config):
     """What `geolink pretrain` needs. Relative paths are taken from the config file's folder."""
 
-    dataset: Annotated[Path, Field(description="Folder of the dataset.")]
+    dataset: Annotated[Location, Field(description="Folder of the dataset, or its address.")]
     snapshot: Annotated[int | None, Field(ge=1, description="Snapshot; none: the latest.")] = None
     run: Annotated[Path, Field(description="Folder of logs and checkpoints.")]
     split: Annotated[Literal["train", "val", "test"], Field(description="Chips learnt from.")] = (

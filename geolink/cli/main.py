@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from geolink.cli.location import LOCATION
 from schemas.errors import GeoLinkError
 
 PARTIAL, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -50,10 +51,10 @@ def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> N
 
 
 @cli.command(short_help="Say what a dataset, shard, run or checkpoint is.")
-@click.argument("path", type=_FILE)
+@click.argument("path", type=LOCATION)
 @click.option("--snapshot", type=int, help="Snapshot of a dataset; default: the latest.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def info(path: Path, snapshot: int | None, as_json: bool) -> None:
+def info(path: Path | str, snapshot: int | None, as_json: bool) -> None:
     """Say what PATH is: a dataset, a shard, a checkpoint or a run; counts, sizes, licence."""
     from geolink.cli import output
     from geolink.info import describe
@@ -62,7 +63,7 @@ def info(path: Path, snapshot: int | None, as_json: bool) -> None:
 
 
 @cli.command(short_help="Draw chips of a dataset, or its shard map.")
-@click.argument("dataset", type=_FILE)
+@click.argument("dataset", type=LOCATION)
 @click.argument("picture", type=_FILE)
 @click.option("--what", type=click.Choice(["chips", "map"]), default="chips", show_default=True)
 @click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
@@ -70,7 +71,7 @@ def info(path: Path, snapshot: int | None, as_json: bool) -> None:
 @click.option("--count", default=6, show_default=True, help="Chips on the sheet.")
 @click.option("--seed", default=0, show_default=True, help="Which chips are drawn.")
 def show(
-    dataset: Path, picture: Path, what: str, snapshot: int | None, split: str | None, count: int,
+    dataset: Path | str, picture: Path, what: str, snapshot: int | None, split: str | None, count: int,
     seed: int,
 ) -> None:  # fmt: skip
     """Draw a contact sheet of chips of DATASET, or its shard map, to PICTURE (PNG)."""
