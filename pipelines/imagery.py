@@ -1,22 +1,21 @@
-"""Pixels of a block: each scene loaded once by stackstac, radiometry, masks, composite, chips."""
+"""Pixels of a block: scenes looked at, ranked, read, composited, cut to chips."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import stackstac
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
-from pipelines.items import Scene, stac_item
-from pipelines.radiometry import apply_offset
-from pipelines.rasters import Asset, AssetError, GridReader, OpenFiles
-from pipelines.remote import is_remote
+from pipelines.composite import Composite, Layers, Part, median
+from pipelines.datum import datum_change
+from pipelines.footprints import block_outline, coverage
+from pipelines.items import Scene
+from pipelines.loader import Loader, Place, open_loader
+from pipelines.radiometry import apply_offset, image_findings
+from pipelines.rasters import AssetError
+from pipelines.select import DEFAULT_RULES, Considered, Look, Rules, ranked
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import Sensor
@@ -40,6 +39,8 @@ class BlockImage:
     """Findings."""
     radiometry: dict[str, str]
     """By scene: the offset that was added, and why."""
+    considered: list[dict[str, object]]
+    """Every candidate in the plan's order: scene, chosen, rank, cloud, coverage, reason."""
 
 
 class ChipImages(NamedTuple):
@@ -61,51 +62,167 @@ def load_block(
     epsg: int,
     bounds_utm: Bounds,
     gsd_m: float,
-    resampling: str = "bilinear",
+    rules: Rules = DEFAULT_RULES,
+    *,
+    patch: int = 1,
+    date: int | None = None,
 ) -> BlockImage:
-    """Composite of scenes, in their order, over bounds that are whole pixels.
+    """Composite of a block's candidates over bounds that are whole pixels.
 
-    A pixel comes from the first scene where it is valid; where no scene is, from the first that
-    has data, and is then not valid. A later scene is read only while it can still give a pixel.
-    A scene with an unreadable file is left out and counted.
+    Their masks are looked at first: that gives the order, and rules some out (`select.ranked`).
+    Then images are read, best first, and only while they can still give a pixel, except for a
+    median, which takes all. patch: side in pixels, for `best-patch`. date: only the scenes of the
+    day of that rank. A scene with an unreadable file is left out and counted.
 
     Raises GeoLinkError if the network fails or denies access, so that the block is tried again.
     """
-    place = {"epsg": epsg, "bounds": bounds_utm, "resolution": gsd_m}
-    x0, y0, x1, y1 = bounds_utm
-    composite = _Composite(sensor, (round((y1 - y0) / gsd_m), round((x1 - x0) / gsd_m)))
-    counts: Counter[str] = Counter()
-    radiometry: dict[str, str] = {}
-    with _loader(scenes, sensor, place, Resampling[resampling]) as loader:
-        for rank, scene in enumerate(scenes):
-            if composite.complete:
+    place = Place(epsg, bounds_utm, gsd_m)
+    with open_loader(scenes, sensor, place, Resampling[rules.resampling]) as loader:
+        block = _Block(scenes, loader)
+        order = block.ranked(rules, date)
+        if rules.composite == "median":
+            made = block.median(order)
+        else:
+            made = block.layers(order, patch if rules.composite == "best-patch" else None)
+    return block.result(order, made)
+
+
+class _Block:
+    """One block's work, and what is to be said of it."""
+
+    def __init__(self, scenes: Sequence[Scene], loader: Loader) -> None:
+        self.scenes = scenes
+        self.loader = loader
+        self.counts = loader.counts
+        self.records = [Considered(s.id, None, None) for s in scenes]
+        self.looks: dict[int, Look] = {}
+        self.checked: set[int] = set()
+        self.outline = block_outline(loader.place.epsg, loader.place.bounds_utm)
+
+    def ranked(self, rules: Rules, date: int | None) -> list[int]:
+        """Positions of the scenes to composite, best first."""
+        for i, scene in enumerate(self.scenes):
+            try:
+                look = self.loader.look(scene)
+            except AssetError as error:
+                self._reject(i, error)
+                continue
+            if look is not None:
+                self.looks[i] = look
+                self.records[i].cloud, self.records[i].coverage = look.cloud, look.coverage
+                if not look.data.any():
+                    self._empty(i)
+        longitude = float(self.outline.centroid.x)
+        return ranked(self.scenes, self.records, self.looks, rules, longitude, date)
+
+    def layers(self, order: Sequence[int], patch: int | None) -> Composite:
+        """Scenes laid one under another."""
+        layers = Layers(self.loader.sensor, self.loader.place.shape, patch)
+        for rank, i in enumerate(order):
+            if layers.complete:
                 break
             try:
-                clouded = loader.clouded(scene)
-                if not composite.wants(clouded):
+                clouded = self.loader.clouded(self.scenes[i])
+                if not layers.wants(clouded):
                     continue
-                image = loader.image(scene)
-            except AssetError:
-                counts["scene_unreadable"] += 1
+                image = self._image(i, clouded)
+            except AssetError as error:
+                self._reject(i, error)
                 continue
-            if image is None:
-                continue
-            counts["pixel_out_of_range"] += sum(loader.clipped.get(a.key, 0) for a in scene.bands)
-            apply_offset(image, scene.offset, sensor.nodata)
-            if composite.add(rank, image, clouded):
-                radiometry[scene.id] = f"{scene.offset:+d}: {scene.offset_reason}"
-    if not composite.used:
-        counts["block_without_scene"] += 1
-    used = [scenes[rank] for rank in composite.used]
-    return BlockImage(
-        composite.image,
-        composite.valid,
-        composite.scene_index(),
-        [s.id for s in used],
-        np.array([s.seconds for s in used], np.int64),
-        {k: n for k, n in counts.items() if n},
-        radiometry,
-    )
+            if image is not None:
+                layers.add(rank, image, clouded)
+        return layers.result()
+
+    def median(self, order: Sequence[int]) -> Composite:
+        """Median of all scenes; once more without those that turn out to be unreadable."""
+        sensor, place = self.loader.sensor, self.loader.place
+
+        def read(rows: slice) -> list[Part | None]:
+            return [self._part(i, place.rows(rows)) for i in order]
+
+        while True:
+            rejected = {i for i in order if self.records[i].codes}
+            made = median(sensor, place.shape, len(order), read)
+            if rejected == {i for i in order if self.records[i].codes}:
+                return made
+
+    def _part(self, i: int, place: Place) -> Part | None:
+        if self.records[i].rank is None:
+            return None
+        try:
+            clouded = self.loader.clouded(self.scenes[i], place)
+            image = self._image(i, clouded, place)
+        except AssetError as error:
+            self._reject(i, error)
+            return None
+        return None if image is None else (image, clouded)
+
+    def _image(
+        self, i: int, clouded: NDArray[np.bool_] | None, place: Place | None = None
+    ) -> NDArray[Any] | None:
+        """Pixels of a scene with its offset applied; looked at for what contradicts its item."""
+        scene, nodata = self.scenes[i], self.loader.sensor.nodata
+        image = self.loader.image(scene, place)
+        if image is None or not (image != nodata).any():
+            if place is None:
+                self._empty(i)
+            return None
+        if i not in self.checked:
+            self.checked.add(i)
+            self.records[i].codes += image_findings(
+                self.loader.sensor, scene.offset, image, clouded
+            )
+        apply_offset(image, scene.offset, nodata)
+        return image
+
+    def _reject(self, i: int, error: AssetError) -> None:
+        self.records[i].codes.append(error.code)
+        self.records[i].reason = str(error)
+        self.records[i].rank = None
+
+    def _empty(self, i: int) -> None:
+        """A scene without a pixel here; whether its footprint says so."""
+        self.records[i].reason = "has no data in the block"
+        self.records[i].rank = None
+        share = coverage(self.scenes[i].footprint, self.outline)
+        if share >= _CLEARLY_COVERED:
+            self.records[i].codes.append("scene_footprint_wrong")
+            self.records[i].reason += f", though its footprint covers {share:.0%} of it"
+
+    def result(self, order: Sequence[int], made: Composite) -> BlockImage:
+        """The block with what is to be said of it."""
+        place, used = self.loader.place, np.unique(made.rank[made.rank >= 0]).tolist()
+        index = np.full(len(order) + 1, -1, np.int16)
+        index[used] = np.arange(len(used))
+        scenes = [self.scenes[order[rank]] for rank in used]
+        for rank, i in enumerate(order):
+            record = self.records[i]
+            if rank in used:
+                record.chosen, record.reason = True, "gave pixels"
+                epsg = self.scenes[i].bands[0].epsg or place.epsg
+                change = datum_change(epsg, place.epsg, place.bounds_utm)
+                if change:
+                    record.codes.append("scene_datum_changed")
+                    record.reason += f", moved by {change.text}"
+            elif not record.reason:
+                record.reason = "nothing was missing that it could give"
+        self.counts.update(code for record in self.records for code in record.codes)
+        if not used:
+            self.counts["block_without_scene"] += 1
+        return BlockImage(
+            made.image,
+            made.valid,
+            index[made.rank],
+            [s.id for s in scenes],
+            np.array([s.seconds for s in scenes], np.int64),
+            {k: n for k, n in self.counts.items() if n},
+            {s.id: f"{s.offset:+d}: {s.offset_reason}" for s in scenes},
+            [record.record() for record in self.records],
+        )
+
+
+_CLEARLY_COVERED = 0.05
+"""Share of a block: footprints are drawn roughly."""
 
 
 def cut_chips(block: BlockImage, side: int, size: int) -> ChipImages:
@@ -134,150 +251,3 @@ def _per_chip(flags: NDArray[np.bool_], side: int, size: int) -> NDArray[np.int6
     counts = np.count_nonzero(flags.reshape(side, size, side, size), axis=3).sum(axis=1)
     flat: NDArray[np.int64] = counts.reshape(-1)
     return flat
-
-
-class _Composite:
-    """What has been put together so far."""
-
-    def __init__(self, sensor: Sensor, shape: tuple[int, int]) -> None:
-        self.sensor = sensor
-        self.image = np.full((len(sensor.bands), *shape), sensor.nodata, sensor.dtype)
-        self.valid = np.zeros(shape, bool)
-        self.rank = np.full(shape, -1, np.int32)
-        self.used: list[int] = []
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.valid.all())
-
-    def wants(self, clouded: NDArray[np.bool_] | None) -> bool:
-        """Whether a scene with this mask can give a pixel."""
-        if clouded is None:
-            return True
-        return bool(((self.rank < 0) | ~(self.valid | clouded)).any())
-
-    def add(self, rank: int, image: NDArray[Any], clouded: NDArray[np.bool_] | None) -> bool:
-        """Take from a scene what is missing; whether it gave a pixel."""
-        has_data, full = self._data(image)
-        good = full if clouded is None else full & ~clouded
-        take = (good & ~self.valid) | (has_data & (self.rank < 0))
-        if not take.any():
-            return False
-        if not self.used:
-            self.image = image
-        else:
-            np.copyto(self.image, image, where=take)
-        self.rank[take] = rank
-        self.valid |= good
-        self.used.append(rank)
-        return True
-
-    def _data(self, image: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Pixels with data in some band, and those that count as having it in all.
-
-        8-bit images use 0 for black too, so there a pixel is empty only if every band is.
-        """
-        filled = image != self.sensor.nodata
-        has_data = filled.any(axis=0)
-        return has_data, has_data if image.dtype == np.uint8 else filled.all(axis=0)
-
-    def scene_index(self) -> NDArray[np.int16]:
-        """[y, x] position in `used`; a scene overwritten everywhere keeps its place."""
-        table = np.full(max(self.used, default=0) + 2, -1, np.int16)
-        table[self.used] = np.arange(len(self.used))
-        index: NDArray[np.int16] = table[self.rank]
-        return index
-
-
-@dataclass(frozen=True)
-class _Loader:
-    """Reads scenes onto a block, each by one lazy `stackstac.stack` that is then computed."""
-
-    sensor: Sensor
-    place: dict[str, Any]
-    """stackstac's `epsg`, `bounds` (whole pixels of the grid) and `resolution`."""
-    resampling: Resampling
-    reader: Callable[..., GridReader]
-    scheduler: Mapping[str, Any]
-    """Dask's arguments."""
-    clipped: dict[str, int]
-    """By `Asset.key`: pixels that did not fit the storage type."""
-
-    def image(self, scene: Scene) -> NDArray[Any] | None:
-        """Pixels [band, y, x], writable; None: the scene does not meet the block."""
-        names = (b.name for b in self.sensor.bands)
-        fill = np.dtype(self.sensor.dtype).type(self.sensor.nodata)
-        return self._load(scene, dict(zip(names, scene.bands)), self.resampling, fill)
-
-    def clouded(self, scene: Scene) -> NDArray[np.bool_] | None:
-        """[y, x] where the scene's mask marks pixels as invalid; None: it has no mask here."""
-        if self.sensor.mask is None or scene.mask is None:
-            return None
-        mask = self._load(scene, {"mask": scene.mask}, Resampling.nearest, np.uint16(0))
-        if mask is None:
-            return None
-        # A table look-up: one pass, however many values are invalid.
-        bad = np.zeros(np.iinfo(mask.dtype).max + 1, bool)
-        bad[list(self.sensor.mask.invalid)] = True
-        clouded: NDArray[np.bool_] = bad[mask[0]]
-        return clouded
-
-    def _load(
-        self,
-        scene: Scene,
-        assets: Mapping[str, Asset],
-        resampling: Resampling,
-        fill: np.unsignedinteger[Any],
-    ) -> NDArray[Any] | None:
-        array = stackstac.stack(
-            [stac_item(scene, assets)],
-            assets=list(assets),
-            snap_bounds=False,
-            resampling=resampling,
-            chunksize=(1, 1, -1, -1),
-            dtype=fill.dtype,
-            fill_value=fill,
-            rescale=False,
-            xy_coords="center",
-            properties=False,
-            band_coords=False,
-            reader=self.reader,
-            **self.place,
-        )
-        # stackstac leaves out items and bands that do not meet the bounds.
-        if not array.size:
-            return None
-        # Nothing to fuse: a task a band.
-        data = array.data.compute(optimize_graph=False, **self.scheduler)[0]
-        present = [list(assets).index(name) for name in array["band"].values]
-        if len(present) == len(assets):
-            pixels: NDArray[Any] = np.require(data, requirements="W")
-            return pixels
-        whole = np.full((len(assets), *data.shape[1:]), fill)
-        whole[present] = data
-        return whole
-
-
-@contextmanager
-def _loader(
-    scenes: Sequence[Scene], sensor: Sensor, place: dict[str, Any], resampling: Resampling
-) -> Iterator[_Loader]:
-    """A loader whose files are open until the end of the block."""
-    clipped: dict[str, int] = {}
-    remote = any(is_remote(a.href) for s in scenes for a in s.bands)
-    with ExitStack() as stack:
-        files = stack.enter_context(closing(OpenFiles()))
-        scheduler: dict[str, Any] = {"scheduler": "synchronous"}
-        if remote:
-            # Several threads where waiting takes the time. The pool is ours, and ends before the
-            # files are closed: dask's own would go on reading from them after an error.
-            pool = stack.enter_context(ThreadPoolExecutor(8))
-            scheduler = {"scheduler": "threads", "pool": pool}
-        reader = partial(
-            GridReader,
-            assets={a.key: a for s in scenes for a in (*s.bands, s.mask) if a},
-            data_bands=frozenset(b.index for b in sensor.bands),
-            files=files,
-            clipped=clipped,
-        )
-        yield _Loader(sensor, place, resampling, reader, scheduler, clipped)

@@ -367,6 +367,7 @@ def _scene_digest(scene: Scene, digests: list[str]) -> str:
         [[a.index, a.epsg, a.transform, a.shape] for a in assets],
         scene.offset,
         scene.seconds,
+        scene.orbit,
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

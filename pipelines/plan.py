@@ -17,9 +17,10 @@ from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, extract_of
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.places import region_geometry
 from pipelines.region import BlockPlan, plan_blocks
+from pipelines.registration import reach_px
 from pipelines.scenes import find_scenes
 from pipelines.select import Choice, Rules, SceneIndex, choose
-from schemas.config import DatasetConfig
+from schemas.config import DatasetConfig, Registration
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
 from schemas.grid import Block, Bounds, block_bounds, to_lonlat
@@ -29,8 +30,8 @@ from schemas.splits import Split
 from schemas.storage import Location
 
 STAGES = {
-    "scenes": 1, "objects": 1, "tags": 1, "relations": 1, "anchors": 1, "correspondence": 1,
-    "labels": 1, "statistics": 1, "store": 1,
+    "scenes": 2, "objects": 1, "tags": 1, "relations": 1, "anchors": 1, "correspondence": 1,
+    "labels": 1, "statistics": 1, "checks": 1, "store": 3,
 }  # fmt: skip
 """Version of each stage's output. Raise it when the bytes change: shards are then built anew."""
 
@@ -65,6 +66,7 @@ class ShardTask:
     osm_timestamp: str
     source: BlockSource | PairShard
     counts: dict[str, int]
+    registration: Registration = "keep"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     extract = extract_of(config.osm, config.region, cache_folder(config))
     scenes, skipped = find_scenes(config.scenes, region.bounds, sensor)
     info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
-    margin = margin_m(info)
+    margin = margin_m(info, config.registration)
     digests = block_digests(extract, [lonlat_bounds(config, b.block, margin) for b in blocks])
     if set(digests) == {EMPTY_DIGEST}:
         raise GeoLinkError(
@@ -119,6 +121,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
             "scenes": [s.identity() for s in found.scenes],
             "rules": rules._asdict(),
             "min_valid": config.min_valid,
+            "registration": config.registration,
             "osm": digest,
         }
         made_from = {"contract": contract, "stages": STAGES, "inputs": inputs}
@@ -127,7 +130,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
         tasks.append(
             ShardTask(
                 config.dataset, info, plan.block.name, content_key(made_from), made_from,
-                plan.split, extract.osm_timestamp, source, counts,
+                plan.split, extract.osm_timestamp, source, counts, config.registration,
             )
         )  # fmt: skip
     return Plan(info, tasks, extract, choices, region, {**skipped, **extract.counts})
@@ -138,12 +141,16 @@ def _plan_pairs(config: DatasetConfig, folder: Path) -> Plan:
     shards, skipped = plan_pairs(folder, config.grid, config.splits)
     contract, tasks = _contract(info), []
     for shard in shards:
-        inputs = {"pairs": list(shard.digests), "min_valid": config.min_valid}
+        inputs = {
+            "pairs": list(shard.digests),
+            "min_valid": config.min_valid,
+            "registration": config.registration,
+        }
         made_from = {"contract": contract, "stages": STAGES, "inputs": inputs}
         tasks.append(
             ShardTask(
                 config.dataset, info, shard.name, content_key(made_from), made_from, shard.split,
-                "", shard, {},
+                "", shard, {}, config.registration,
             )
         )  # fmt: skip
     return Plan(info, tasks, None, {}, None, skipped)
@@ -163,10 +170,14 @@ def lonlat_bounds(config: DatasetConfig, block: Block, margin_m: float) -> Bound
     return (west, south, east, north)
 
 
-def margin_m(info: DatasetInfo) -> float:
-    """Half the widest drawn line: an object this far outside a block can still be drawn in it."""
+def margin_m(info: DatasetInfo, registration: Registration) -> float:
+    """How far outside a block an object can still be drawn in it.
+
+    Half the widest drawn line, and the largest move where objects are moved onto the image.
+    """
     widths = [w for c in info.taxonomy.classes for w in (c.width_m or 0.0, *c.widths.values())]
-    return max(widths, default=0.0) / 2
+    reach = reach_px(info.grid.size) * info.grid.gsd_m if registration == "correct" else 0.0
+    return max(widths, default=0.0) / 2 + reach
 
 
 def _footprint(config: DatasetConfig, plan: BlockPlan) -> BaseGeometry:

@@ -35,27 +35,45 @@ def item_offset(
 ) -> Offset:
     """Offset of a STAC item; `assets` are the ones the sensor's bands are read from.
 
-    An item's word about itself goes first (`earthsearch:boa_offset_applied`), then the offsets of
-    its assets (`raster:bands`, or `bands` and `raster:offset` of STAC 1.1), then its baseline.
+    A collection that is harmonised by name has none. Else an item's word about itself goes first
+    (`boa_offset_applied` of Earth Search), then the offsets of its assets (`raster:bands`, or
+    `bands` and `raster:offset` of STAC 1.1), then its baseline.
     """
-    if sensor.radiometry == "none":
+    if sensor.radiometry != "sentinel-2":
         return Offset(0, f"{sensor.name} has no radiometric offset")
+    collection = str(item.get("collection") or "")
+    if re.search("harmoni[sz]ed", collection, re.IGNORECASE):
+        return Offset(0, f"collection {collection} is harmonised")
     baseline = processing_baseline(item)
-    if baseline is None:
-        return Offset(None, "no processing baseline, so the radiometric offset is unknown")
-    name = f"baseline {baseline // 100:02d}.{baseline % 100:02d}"
-    if baseline < 400:
-        return Offset(0, f"{name} has no offset")
-    applied = item["properties"].get("earthsearch:boa_offset_applied")
+    if baseline is not None and baseline < 400:
+        return Offset(0, f"{_shown(baseline)} has no offset")
+    name = _shown(baseline)
+    applied = _applied(item["properties"])
     if applied is True:
-        return Offset(0, f"{name}, offset already applied (earthsearch:boa_offset_applied)")
+        return Offset(0, f"{name}, offset already applied (boa_offset_applied)")
     stated = {dn for asset in assets for dn in asset_offsets(asset)}
-    if applied is None and stated == {0}:
-        return Offset(0, f"{name}, offset already applied (assets state offset 0)")
     if len(stated) > 1:
         return Offset(None, f"{name}, but its assets state different offsets {sorted(stated)}")
+    if stated == {0} and (applied is None or baseline is None):
+        return Offset(0, f"{name}, offset already applied (assets state offset 0)")
+    if baseline is None and not stated:
+        return Offset(None, f"{name} and no offset stated, so the radiometric offset is unknown")
     dn = stated.pop() if stated and stated != {0} else -1000
     return Offset(dn, f"{name} stores DN {-dn:+d}")
+
+
+def _shown(baseline: int | None) -> str:
+    if baseline is None:
+        return "no processing baseline"
+    return f"baseline {baseline // 100:02d}.{baseline % 100:02d}"
+
+
+def _applied(properties: Mapping[str, Any]) -> bool | None:
+    """What Earth Search (v1, v0) says of the offset; None: nothing."""
+    for key in ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied"):
+        if isinstance(properties.get(key), bool):
+            return bool(properties[key])
+    return None
 
 
 def processing_baseline(item: Mapping[str, Any]) -> int | None:
@@ -103,3 +121,85 @@ def apply_offset(image: NDArray[Any], dn: int, nodata: int) -> None:
         else:
             band += image.dtype.type(dn)
         band[empty] = nodata
+
+
+_DARK_SHARE = 0.02
+_AT_OFFSET_DN = (950, 1400)
+_BELOW_OFFSET_DN = 700
+_FEWEST_PIXELS = 400
+
+
+def offset_contradiction(
+    image: NDArray[Any], clear: NDArray[np.bool_], dn: int, nodata: int
+) -> str | None:
+    """Finding of a Sentinel-2 scene whose dark pixels contradict its offset `dn`, if they do.
+
+    image: [band, y, x] as delivered; clear: [y, x]. Dark things (water, shade; plants in visible
+    light) have a reflectance of up to 0.04, and over-correction leaves few pixels below -0.03. So
+    where DN carry +1000, the darkest pixels of two bands lie little above 1000 and none below;
+    where they do not, dark pixels lie in the low hundreds. `scene_double_offset`: 2 % of the pixels
+    of two bands lie below 700, though 1000 is to be taken off. `scene_no_offset`: nothing is to be
+    taken off, though no band goes below 950 and two begin at up to 1400. Places with nothing dark
+    in two bands (bright desert, snow) are never named.
+    """
+    step = max(1, round((clear.size / 250_000) ** 0.5))
+    sampled = image[:, ::step, ::step]
+    seen = clear[::step, ::step] & (sampled != nodata).all(axis=0)
+    if np.count_nonzero(seen) < _FEWEST_PIXELS:
+        return None
+    pixels = sampled[:, seen]
+    least = min(2, len(pixels))
+    if dn < 0:
+        dark = np.count_nonzero(pixels < _BELOW_OFFSET_DN, axis=1) >= _DARK_SHARE * pixels.shape[1]
+        return "scene_double_offset" if np.count_nonzero(dark) >= least else None
+    rank = pixels.shape[1] // 200
+    darkest = np.sort(np.partition(pixels, rank, axis=1)[:, rank])
+    low, high = _AT_OFFSET_DN
+    if darkest[0] >= low and darkest[least - 1] <= high:
+        return "scene_no_offset"
+    return None
+
+
+_CONSTANT_SHARE = 0.05
+
+
+def image_findings(
+    sensor: Sensor, offset: int, image: NDArray[Any], clouded: NDArray[np.bool_] | None
+) -> list[str]:
+    """What an image [band, y, x] as delivered says against its metadata: codes of findings."""
+    filled = (image != sensor.nodata).any(axis=0)
+    found = []
+    if sensor.radiometry == "sentinel-2":
+        clear = filled if clouded is None else filled & ~clouded
+        found.append(offset_contradiction(image, clear, offset, sensor.nodata))
+    if _is_constant(image, filled):
+        found.append("scene_nodata_wrong")
+    return [code for code in found if code]
+
+
+def _is_constant(image: NDArray[Any], filled: NDArray[np.bool_]) -> bool:
+    """Whether a twentieth of an image's data has one and the same value in every band."""
+    step = max(1, round((filled.size / 60_000) ** 0.5))
+    pixels = image[:, ::step, ::step][:, filled[::step, ::step]]
+    if pixels.shape[1] < _FEWEST_PIXELS:
+        return False
+    values, counts = np.unique(pixels[0], return_counts=True)
+    if counts.max() < _CONSTANT_SHARE * pixels.shape[1]:
+        return False
+    same = pixels[:, pixels[0] == values[counts.argmax()]]
+    constant = (same == same[:, :1]).all(axis=0)
+    return bool(np.count_nonzero(constant) >= _CONSTANT_SHARE * pixels.shape[1])
+
+
+def to_decibels(
+    power: NDArray[Any], missing: NDArray[np.bool_] | None, sensor: Sensor
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Linear power as a sensor's stored numbers (not yet rounded); nothing has no decibels.
+
+    Source: DN = (10 log10(power) - offset) / scale.
+    """
+    none = ~(power > 0)
+    if missing is not None:
+        none |= missing
+    decibels = 10.0 * np.log10(np.where(none, 1.0, power))
+    return ((decibels - sensor.offset) / sensor.scale).astype(np.float32), none

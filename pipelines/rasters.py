@@ -8,7 +8,9 @@ copies pixels where the file lies on the grid, and lets GDAL resample only where
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -84,39 +86,48 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 class AssetError(Exception):
-    """An asset that is missing or broken."""
+    """An asset that is missing, broken or of another place."""
 
-    def __init__(self, href: str, error: Exception) -> None:
+    def __init__(self, href: str, error: Exception | str, code: str = "scene_unreadable") -> None:
         super().__init__(public(f"{href}: {error}"))
         self.href = href
+        self.code = code
+        """Finding to count it by."""
 
 
 class OpenFiles:
-    """Datasets opened during one load, one per thread and file, closed together.
+    """Datasets that stay open from read to read, one per thread and file.
 
     Bands of one file share a dataset, so pixel-interleaved files are decoded once.
     """
 
     def __init__(self) -> None:
-        self._open: dict[tuple[int, str], Any] = {}
+        self._open: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 
     def read(self, asset: Asset, use: Callable[[Any], T]) -> T:
         """What `use` makes of a file's dataset, the calling thread's own.
 
         Raises as `pipelines.remote.retried` does.
         """
-        key = (threading.get_ident(), asset.href)
+        key = (threading.get_ident(), asset.href, *_version(asset.href))
 
         def with_dataset(address: str) -> T:
             if key not in self._open:
                 self._open[key] = open_raster(address)
+                if len(self._open) > _MOST_OPEN:
+                    self._open.popitem(last=False)[1].close()
+            self._open.move_to_end(key)
             return use(self._open[key])
 
         def forget() -> None:
             if key in self._open:
                 self._open.pop(key).close()
 
-        return retried(asset.href, asset.sign, with_dataset, forget)
+        try:
+            return retried(asset.href, asset.sign, with_dataset, forget)
+        except (RasterioError, OSError):
+            forget()
+            raise
 
     def close(self) -> None:
         """Close every dataset."""
@@ -125,12 +136,40 @@ class OpenFiles:
         self._open.clear()
 
 
+_MOST_OPEN = 256
+_LOCAL = threading.local()
+
+
+def _version(href: str) -> tuple[int, ...]:
+    """What tells a local file from one that has taken its place."""
+    if is_remote(href):
+        return ()
+    stat = local_path(href).stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def open_files(remote: bool) -> Iterator[OpenFiles]:
+    """Files for one load. Local ones stay open in their thread for the next: blocks share them."""
+    if remote:
+        with closing(OpenFiles()) as files:
+            yield files
+        return
+    if not hasattr(_LOCAL, "files"):
+        _LOCAL.files = OpenFiles()
+    yield _LOCAL.files
+
+
+Encode = Callable[[NDArray[Any], NDArray[np.bool_] | None], tuple[NDArray[Any], NDArray[np.bool_]]]
+"""Pixels and where they are missing, into the sensor's numbers (not rounded) and the same."""
+
+
 class GridReader:
     """stackstac's Reader protocol: reads windows of a grid from one asset.
 
     `assets` maps keys to assets, `data_bands` are the band numbers that hold data even if a file
     calls one of them alpha (NAIP's infrared band is often tagged so), `clipped` takes by key how
-    many pixels did not fit the storage type.
+    many pixels did not fit the storage type, `encode` turns a file's numbers into the sensor's.
     """
 
     def __init__(
@@ -145,6 +184,7 @@ class GridReader:
         data_bands: frozenset[int],
         files: OpenFiles,
         clipped: dict[str, int],
+        encode: Encode | None = None,
         **_: Any,
     ) -> None:
         self.asset = assets[url]
@@ -155,6 +195,7 @@ class GridReader:
         self.data_bands = data_bands
         self.files = files
         self.clipped = clipped
+        self.encode = encode
 
     def read(self, window: Window, **_: Any) -> NDArray[Any]:
         """Pixels [y, x] of a window of the grid.
@@ -176,6 +217,8 @@ class GridReader:
             data, missing = self.files.read(self.asset, read)
         except (RasterioError, OSError) as error:
             raise AssetError(self.asset.href, error) from error
+        if self.encode is not None:
+            data, missing = self.encode(data, missing)
         stored, clipped = to_storage(data, missing, self.dtype, self.nodata)
         self.clipped[self.asset.key] = clipped
         return stored
@@ -191,23 +234,51 @@ class Source:
     dataset: Any
     index: int
     crs: Any
-    transform: Affine
+    transform: Affine | None
+    """None: placed by ground control points."""
     nodata: float | None
     masked: bool
     """The file has a mask or alpha band."""
 
     @classmethod
     def of(cls, dataset: Any, asset: Asset, data_bands: frozenset[int]) -> "Source":
-        """Place and mask of an asset; the file's own word about its place goes first."""
-        crs, transform = dataset.crs, dataset.transform
+        """Place and mask of an asset, by the file's own word where it has one.
+
+        Raises AssetError where that contradicts what the asset's metadata says.
+        """
+        crs, transform = dataset.crs, None if dataset.transform.is_identity else dataset.transform
+        if crs is None and transform is None and dataset.gcps[1] is not None:
+            # Radar geometry: GDAL goes by the file's ground control points.
+            return cls(dataset, asset.index, dataset.gcps[1], None, dataset.nodata, False)
+        if crs is not None and transform is not None:
+            _check_place(dataset, asset)
         if crs is None and asset.epsg is not None:
             crs = rasterio.CRS.from_epsg(asset.epsg)
-        if transform.is_identity and asset.transform is not None:
-            transform = Affine(*asset.transform)
+        if transform is None:
+            transform = Affine(*asset.transform) if asset.transform else dataset.transform
         flags = dataset.mask_flag_enums[asset.index - 1]
         alpha = [i for i, c in enumerate(dataset.colorinterp, 1) if c == ColorInterp.alpha]
         masked = MaskFlags.per_dataset in flags and not data_bands.intersection(alpha)
         return cls(dataset, asset.index, crs, transform, dataset.nodata, masked)
+
+
+def _check_place(dataset: Any, asset: Asset) -> None:
+    """Raises AssetError where a file lies more than two of its pixels from where metadata says."""
+    if asset.epsg is None or asset.transform is None or asset.shape is None:
+        return
+    stated = array_bounds(*asset.shape, Affine(*asset.transform))
+    own, epsg = tuple(dataset.bounds), dataset.crs.to_epsg()
+    if epsg is not None and epsg != asset.epsg:
+        stated = transform_bounds(rasterio.CRS.from_epsg(asset.epsg), dataset.crs, *stated)
+    # A box that is turned into another CRS is wider by what its sides are bent.
+    slack = 2 * max(abs(v) for v in (dataset.transform.a, dataset.transform.e))
+    slack += 0.0 if epsg in (None, asset.epsg) else 0.05 * (own[2] - own[0] + own[3] - own[1])
+    if max(abs(a - b) for a, b in zip(own, stated, strict=True)) > slack:
+        text = (
+            f"lies at {[round(v, 1) for v in own]} (EPSG:{epsg}), its item says "
+            f"{[round(v, 1) for v in stated]} (EPSG:{asset.epsg})"
+        )
+        raise AssetError(asset.href, text, "scene_place_wrong")
 
 
 def read_grid(
@@ -265,6 +336,39 @@ def read_grid(
     return data, missing
 
 
+def read_coarse(source: Source, grid: PixelGrid, fill: int) -> NDArray[Any]:
+    """About one pixel of a band for each cell [y, x] of a coarse grid, the one at its centre.
+
+    From the file's overviews where it has them; `fill` beyond the file and where it has no data.
+    """
+    t, g = source.transform, grid.transform
+    if t is None or source.crs.to_epsg() != grid.epsg or t.b or t.d or t.a <= 0 or t.e >= 0:
+        data, missing = _warp(source, grid, Resampling.nearest, fill)
+        if missing is not None:
+            data[missing] = fill
+        return data
+    cols = (g.c + (np.arange(grid.width) + 0.5) * g.a - t.c) / t.a
+    rows = (g.f + (np.arange(grid.height) + 0.5) * g.e - t.f) / t.e
+    height, width = source.dataset.shape
+    inside = (rows >= 0) & (rows < height), (cols >= 0) & (cols < width)
+    dtype = np.dtype(source.dataset.dtypes[source.index - 1])
+    out = np.full((grid.height, grid.width), fill).astype(dtype)
+    if not inside[0].any() or not inside[1].any():
+        return out
+    y, x = (np.flatnonzero(v)[[0, -1]] for v in inside)
+    step_y, step_x = g.e / t.e, g.a / t.a
+    y0, x0 = max(0.0, rows[y[0]] - step_y / 2), max(0.0, cols[x[0]] - step_x / 2)
+    y1, x1 = min(height, rows[y[1]] + step_y / 2), min(width, cols[x[1]] + step_x / 2)
+    shape = (int(y[1] - y[0] + 1), int(x[1] - x[0] + 1))
+    window = Window(x0, y0, x1 - x0, y1 - y0)
+    part = source.dataset.read(source.index, window=window, out_shape=shape)
+    empty = None if source.nodata is None else part == source.nodata
+    if empty is not None:
+        part[empty] = fill
+    out[y[0] : y[1] + 1, x[0] : x[1] + 1] = part
+    return out
+
+
 def _repeat(array: NDArray[Any], zoom: int) -> NDArray[Any]:
     return array if zoom == 1 else array.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
@@ -275,7 +379,7 @@ def _placement(source: Source, grid: PixelGrid) -> tuple[int, int, int] | None:
     None unless the file is in the grid's CRS and its pixels' edges are edges of the grid's.
     """
     t, g, gsd = source.transform, grid.transform, grid.gsd_m
-    if source.crs.to_epsg() != grid.epsg or t.b or t.d or t.a <= 0 or t.e >= 0:
+    if t is None or source.crs.to_epsg() != grid.epsg or t.b or t.d or t.a <= 0 or t.e >= 0:
         return None
     zoom, col, row = t.a / gsd, (t.c - g.c) / gsd, (g.f - t.f) / gsd
     rows, cols = source.dataset.shape
@@ -312,11 +416,12 @@ def _warp(
         return _warp_masked(source, grid, target)
     nodata = fill if source.nodata is None else source.nodata
     data = np.full((grid.height, grid.width), nodata).astype(dtype)
+    place = {"src_transform": source.transform} if source.transform is not None else {}
     reproject(
         rasterio.band(source.dataset, source.index),
         data,
         src_crs=source.crs,
-        src_transform=source.transform,
+        **place,
         src_nodata=source.nodata,
         dst_nodata=nodata,
         init_dest_nodata=False,
@@ -331,7 +436,8 @@ def _warp_masked(
     source: Source, grid: PixelGrid, target: Mapping[str, Any]
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The same for a file with a mask, which is warped along with the pixels as alpha."""
-    dataset = source.dataset
+    dataset, transform = source.dataset, source.transform
+    assert transform is not None
     dtype = np.dtype(dataset.dtypes[source.index - 1])
     out = np.zeros((2, grid.height, grid.width), dtype)
     bounds = transform_bounds(
@@ -339,7 +445,7 @@ def _warp_masked(
         source.crs,
         *array_bounds(grid.height, grid.width, grid.transform),
     )
-    near = from_bounds(*bounds, source.transform)
+    near = from_bounds(*bounds, transform)
     # A margin of source pixels, for the kernel.
     y0, x0 = max(0, math.floor(near.row_off) - 4), max(0, math.floor(near.col_off) - 4)
     y1 = min(dataset.height, math.ceil(near.row_off + near.height) + 4)
@@ -355,7 +461,7 @@ def _warp_masked(
             np.stack([native, alpha]),
             out,
             src_crs=source.crs,
-            src_transform=window_transform(window, source.transform),
+            src_transform=window_transform(window, transform),
             src_alpha=2,
             **target,
         )

@@ -23,7 +23,7 @@ from pipelines.items import Scene, scene_of_item
 from pipelines.plan import STAGES
 from pipelines.rasters import to_storage
 from pipelines.scenes import find_scenes
-from pipelines.select import choose
+from pipelines.select import Rules, SceneIndex, choose
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME
@@ -41,16 +41,17 @@ from tests.pipelines.raster_fixtures import (
     write_tif,
 )  # fmt: skip
 
-GOLDEN = (1, "164b79e6c32bb21f")
+GOLDEN = (2, "c0ec6e2470ed2361")
 BLOCK: Bounds = (X0 + 640, Y0 - 1920, X0 + 1920, Y0 - 640)
 """128 x 128 pixels of 10 m inside a test scene."""
+SOURCE = SceneSource(stac="unused", max_cloud=100)
 RED = SENSOR.model_copy(update={"bands": SENSOR.bands[:1], "mask": None, "radiometry": "none"})
 
 
 def scene_in(folder: Path, item: dict[str, Any], sensor: Sensor = SENSOR) -> Scene:
     """The scene of an item of `write_scene`."""
     base = str(folder / item["id"] / "item.json")
-    scene = scene_of_item(item, sensor, SceneSource(stac="unused", max_cloud=100), base, "")
+    scene = scene_of_item(item, sensor, SOURCE, base, "")
     assert scene.problem is None, scene.problem
     return scene
 
@@ -109,7 +110,7 @@ def test_the_offset_is_applied_once_and_recorded(tmp_path: Path) -> None:
 def test_coarser_bands_equal_gdals_warper(tmp_path: Path, method: str) -> None:
     scene = scene_in(tmp_path, write_scene(tmp_path, "a"), PLAIN)
     for bounds in (BLOCK, (X0 + 10, Y0 - 1290, X0 + 1290, Y0 - 10)):
-        block = load([scene], PLAIN, bounds, resampling=method)
+        block = load([scene], PLAIN, bounds, rules=Rules(resampling=method))
         expected = warped(tmp_path / "a" / "swir.tif", bounds, EPSG, Resampling[method])
         np.testing.assert_array_equal(block.image[2], expected)
 
@@ -241,18 +242,23 @@ def test_a_pixel_comes_from_the_first_scene_where_it_is_valid(
         images.append(image)
         clouds.append(np.isin(scl, (8, 9)).repeat(2, axis=0).repeat(2, axis=1))
     block = load(scenes, small, (X0, Y0 - 320, X0 + 320, Y0))
-    image, valid, which = composite_by_hand(images, clouds)
+    # Least cloudy over the block first, by whole percents; of equals, the first.
+    order = sorted(range(3), key=lambda k: (round(100 * clouds[k].mean()), k))
+    assert [c["rank"] for c in block.considered] == [order.index(k) for k in range(3)]
+    image, valid, which = composite_by_hand([images[k] for k in order], [clouds[k] for k in order])
     np.testing.assert_array_equal(block.image, image)
     np.testing.assert_array_equal(block.valid, valid)
     names = np.array([*block.scenes, "none"])
-    np.testing.assert_array_equal(names[block.scene], np.array(["s0", "s1", "s2", "none"])[which])
+    expected = np.array([*(f"s{k}" for k in order), "none"])
+    np.testing.assert_array_equal(names[block.scene], expected[which])
 
 
 def test_a_later_scene_is_not_read_when_nothing_is_missing(tmp_path: Path) -> None:
     clear = scene_in(tmp_path, write_scene(tmp_path, "clear", seed=1))
     other = scene_in(tmp_path, write_scene(tmp_path, "other", seed=2))
     for file in (tmp_path / "other").glob("*.tif"):
-        file.unlink()
+        if file.stem != "scl":
+            file.unlink()
     block = load([clear, other])
     assert (block.scenes, block.counts) == (["clear"], {})
 
@@ -416,8 +422,7 @@ def test_real_naip_images_are_reprojected_from_nad83(shared: Path) -> None:
     gsd_m, side = 0.6, 192
     x, y = 557_700.0, 3_648_260.4
     bounds = (x, y, x + side * gsd_m, y + side * gsd_m)
-    (choice,) = choose([scene], 32611, bounds)
-    assert choice.chosen
+    assert choose(SceneIndex.of([scene]), 32611, bounds, SOURCE).scenes == (scene,)
     block = load_block([scene], NAIP, 32611, bounds, gsd_m)
     assert block.image.shape == (4, side, side)
     with rasterio.open(path) as file:
@@ -460,7 +465,9 @@ def test_chips_are_the_blocks_squares_from_the_north_west(tmp_path: Path) -> Non
         assert chips.valid[n] == np.float32(block.valid[part].mean())
         index = np.bincount(block.scene[part][block.scene[part] >= 0], minlength=1)
         assert chips.scene[n] == (index.argmax() if index.any() else -1)
-    assert chips.scene.reshape(4, 4).tolist() == [[0, 0, 1, 1]] * 3 + [[-1] * 4]
+    # The east covers more of the block, so it goes first.
+    assert block.scenes == ["east", "west"]
+    assert chips.scene.reshape(4, 4).tolist() == [[1, 1, 0, 0]] * 3 + [[-1] * 4]
     day = 1704067200
     assert chips.time.tolist() == [day, day, day + 86400, day + 86400] * 3 + [UNKNOWN_TIME] * 4
     assert chips.image.flags.c_contiguous

@@ -1,0 +1,192 @@
+"""Reading scenes onto a block: each by one lazy `stackstac.stack` that is then computed."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import stackstac
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+
+from pipelines.items import Scene, stac_item
+from pipelines.radiometry import to_decibels
+from pipelines.rasters import (
+    Asset,
+    AssetError,
+    GridReader,
+    OpenFiles,
+    PixelGrid,
+    Source,
+    open_files,
+    read_coarse,
+)
+from pipelines.remote import is_remote
+from pipelines.select import Look
+from schemas.grid import Bounds
+from schemas.sensor import Mask, Sensor
+
+_LOOK_CELLS = 256
+"""Cells along a side of the lattice on which masks are compared."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block of whole pixels."""
+
+    epsg: int
+    bounds_utm: Bounds
+    gsd_m: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, columns."""
+        x0, y0, x1, y1 = self.bounds_utm
+        return round((y1 - y0) / self.gsd_m), round((x1 - x0) / self.gsd_m)
+
+    def rows(self, rows: slice) -> "Place":
+        """Some rows of it."""
+        x0, _, x1, y1 = self.bounds_utm
+        top, bottom = y1 - rows.start * self.gsd_m, y1 - rows.stop * self.gsd_m
+        return Place(self.epsg, (x0, bottom, x1, top), self.gsd_m)
+
+
+@dataclass
+class Loader:
+    """Reads a block's scenes. Every method raises AssetError for a file that cannot be read."""
+
+    sensor: Sensor
+    place: Place
+    resampling: Resampling
+    files: OpenFiles
+    reader: Any
+    """`GridReader` with all but what stackstac gives it."""
+    remote: bool
+    scheduler: Mapping[str, Any]
+    """Dask's arguments."""
+    clipped: dict[str, int]
+    """By `Asset.key`: pixels that did not fit the storage type at the last read."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def image(self, scene: Scene, place: Place | None = None) -> NDArray[Any] | None:
+        """Pixels [band, y, x], writable; None: the scene does not meet the block."""
+        names = (b.name for b in self.sensor.bands)
+        fill = np.dtype(self.sensor.dtype).type(self.sensor.nodata)
+        self.clipped.clear()
+        image = self._load(scene, dict(zip(names, scene.bands)), self.resampling, fill, place)
+        self.counts["pixel_out_of_range"] += sum(self.clipped.values())
+        return image
+
+    def clouded(self, scene: Scene, place: Place | None = None) -> NDArray[np.bool_] | None:
+        """[y, x] where the scene's mask marks pixels as invalid; None: it has no mask here."""
+        if self.sensor.mask is None or scene.mask is None:
+            return None
+        fill = np.uint16(self.sensor.mask.nodata)
+        mask = self._load(scene, {"mask": scene.mask}, Resampling.nearest, fill, place)
+        if mask is None:
+            return None
+        clouded: NDArray[np.bool_] = invalid_values(self.sensor.mask)[mask[0]]
+        return clouded
+
+    def look(self, scene: Scene) -> Look | None:
+        """The scene's mask on a coarse lattice over the block; None: it has no mask."""
+        mask, asset = self.sensor.mask, scene.mask
+        if mask is None or asset is None:
+            return None
+        rows, cols = self.place.shape
+        step = max(1, -(-max(rows, cols) // _LOOK_CELLS))
+        x0, _, _, y1 = self.place.bounds_utm
+        gsd_m = step * self.place.gsd_m
+        transform = Affine(gsd_m, 0, x0, 0, -gsd_m, y1)
+        grid = PixelGrid(self.place.epsg, transform, -(-rows // step), -(-cols // step))
+
+        def coarse(dataset: Any) -> NDArray[Any]:
+            return read_coarse(Source.of(dataset, asset, frozenset()), grid, mask.nodata)
+
+        try:
+            values = self.files.read(asset, coarse)
+        except (RasterioError, OSError) as error:
+            raise AssetError(asset.href, error) from error
+        data = values != mask.nodata
+        return Look(data, data & ~invalid_values(mask)[values])
+
+    def _load(
+        self,
+        scene: Scene,
+        assets: Mapping[str, Asset],
+        resampling: Resampling,
+        fill: np.unsignedinteger[Any],
+        place: Place | None,
+    ) -> NDArray[Any] | None:
+        place = place or self.place
+        array = stackstac.stack(
+            [stac_item(scene, assets)],
+            assets=list(assets),
+            epsg=place.epsg,
+            bounds=place.bounds_utm,
+            resolution=place.gsd_m,
+            snap_bounds=False,
+            resampling=resampling,
+            # Bands in parallel where waiting takes the time; else all at once, which costs least.
+            chunksize=(1, 1 if self.remote else -1, -1, -1),
+            dtype=fill.dtype,
+            fill_value=fill,
+            rescale=False,
+            xy_coords="center",
+            properties=False,
+            band_coords=False,
+            reader=self.reader,
+        )
+        # stackstac leaves out items and bands that do not meet the bounds.
+        if not array.size:
+            return None
+        # Nothing to fuse: a task a band.
+        data = array.data.compute(optimize_graph=False, **self.scheduler)[0]
+        present = [list(assets).index(name) for name in array["band"].values]
+        if len(present) == len(assets):
+            pixels: NDArray[Any] = np.require(data, requirements="W")
+            return pixels
+        whole = np.full((len(assets), *data.shape[1:]), fill)
+        whole[present] = data
+        return whole
+
+
+def invalid_values(mask: Mask) -> NDArray[np.bool_]:
+    """[65536]: whether a value of a mask marks a pixel as invalid."""
+    # A table: one pass over the pixels, however many values and bits there are.
+    values = np.arange(65536)
+    bad = np.isin(values, mask.invalid)
+    bad |= (values & sum(1 << bit for bit in set(mask.invalid_bits))) != 0
+    return bad
+
+
+@contextmanager
+def open_loader(
+    scenes: Sequence[Scene], sensor: Sensor, place: Place, resampling: Resampling
+) -> Iterator[Loader]:
+    """A loader whose remote files are open until the end of the block."""
+    clipped: dict[str, int] = {}
+    remote = any(is_remote(a.href) for s in scenes for a in s.bands)
+    with ExitStack() as stack:
+        files = stack.enter_context(open_files(remote))
+        scheduler: dict[str, Any] = {"scheduler": "synchronous"}
+        if remote:
+            # Several threads where waiting takes the time. The pool is ours, and ends before the
+            # files are closed: dask's own would go on reading from them after an error.
+            pool = stack.enter_context(ThreadPoolExecutor(8))
+            scheduler = {"scheduler": "threads", "pool": pool}
+        reader = partial(
+            GridReader,
+            assets={a.key: a for s in scenes for a in (*s.bands, s.mask) if a},
+            data_bands=frozenset(b.index for b in sensor.bands),
+            files=files,
+            clipped=clipped,
+            encode=partial(to_decibels, sensor=sensor) if sensor.radiometry == "decibel" else None,
+        )
+        yield Loader(sensor, place, resampling, files, reader, remote, scheduler, clipped)
