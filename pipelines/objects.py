@@ -94,23 +94,35 @@ class Objects:
 def load_features(parquet: Path, epsg: int, bounds_utm: Bounds, taxonomy: Taxonomy) -> Features:
     """Features of a converted extract whose bounding box meets a rectangle of a UTM zone.
 
-    One query that reads only row groups near the place, one projection of all coordinates.
+    One query that reads only row groups near the place.
 
     Raises GeoLinkError if the converted extract is gone or damaged.
     """
     table = _query(parquet, to_lonlat(epsg).transform_bounds(*bounds_utm, densify_pts=21))
     geometry = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
-    texts: pa.ListArray = table["tags"].combine_chunks()
-    tag_offset = np.r_[0, np.cumsum(texts.value_lengths().to_numpy())].astype(np.int64)
-    coordinates, of = shapely.get_coordinates(geometry, return_index=True)
-    projected = np.stack(to_utm(epsg).transform(*coordinates.T), axis=1)
-    fits = np.ones(len(geometry), bool)
-    fits[of[~np.isfinite(projected).all(axis=1)]] = False
-    geometry = shapely.set_coordinates(geometry, np.where(np.isfinite(projected), projected, 0.0))
-    counts = Counter(feature_outside_projection=int((~fits).sum()))
     osm = table["osm"].to_numpy().astype(np.int64)
+    return project_features(geometry, osm, table["tags"].combine_chunks(), epsg, taxonomy)
+
+
+def project_features(
+    lonlat: Geometries, osm: Ints, tags: pa.ListArray, epsg: int, taxonomy: Taxonomy
+) -> Features:
+    """Features [G] of a converted extract, in degrees, brought to a UTM zone and made simple.
+
+    One projection of all coordinates. tags: lists of `key=value`.
+    """
+    tag_offset = np.r_[0, np.cumsum(tags.value_lengths().to_numpy())].astype(np.int64)
+    coordinates, of = shapely.get_coordinates(lonlat, return_index=True)
+    projected = np.stack(to_utm(epsg).transform(*coordinates.T), axis=1)
+    fits = np.ones(len(lonlat), bool)
+    fits[of[~np.isfinite(projected).all(axis=1)]] = False
+    # A copy: coordinates are set in place.
+    geometry = shapely.set_coordinates(
+        lonlat.copy(), np.where(np.isfinite(projected), projected, 0.0)
+    )
+    counts = Counter(feature_outside_projection=int((~fits).sum()))
     rows = np.flatnonzero(fits)
-    return make_features(geometry, osm, tag_offset, texts.flatten(), taxonomy, rows, counts)
+    return make_features(geometry, osm, tag_offset, tags.flatten(), taxonomy, rows, counts)
 
 
 def _query(parquet: Path, lonlat: Bounds) -> pa.Table:
@@ -287,7 +299,7 @@ def clip(
     (`object_below_minimum`); what exceeds the cap per chip (`object_over_cap`), which keeps the
     largest by extent: length of a line, square root of a polygon's area.
 
-    bounds_utm: [N, 4] metres. frame: [F] the only chip each feature may belong to.
+    bounds_utm: [N, 4] metres. frame: [F] the only chip each feature may belong to; -1: to none.
     """
     counts: Counter[str] = Counter()
     chip, source = _candidates(features, bounds_utm, frame)
@@ -329,7 +341,8 @@ def _candidates(
 ) -> tuple[Ints, Ints]:
     """Pairs (chip, feature) whose bounding boxes meet; points by the half-open rule."""
     if frame is not None:
-        chip, source = frame, np.arange(len(frame))
+        source = np.flatnonzero(frame >= 0)
+        chip = frame[source]
     else:
         chip, source = shapely.STRtree(features.geometry).query(shapely.box(*bounds_utm.T))
     box, square = shapely.bounds(features.geometry)[source], bounds_utm[chip]
