@@ -4,6 +4,7 @@ Exit status: 0 done, 1 partly done (some shards failed, nothing published), 2 a 
 input, 130 interrupted.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import click
 
 from geolink.cli.location import LOCATION
 from schemas.errors import GeoLinkError
+from schemas.storage import Location
 
 PARTIAL, MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -37,6 +39,31 @@ def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> N
     Shards whose inputs have not changed are left alone, so it is safe to run again, to interrupt
     and to run from cron.
     """
+    _build(config, as_json, workers=workers, scheduler=scheduler)
+
+
+@cli.command(short_help="Bring a dataset up to newer scenes, OSM, config or code.")
+@click.argument("config", type=_FILE)
+@click.option("--workers", default=1, show_default=True, help="Processes that build shards.")
+@click.option("--scheduler", help="Address of a running Dask scheduler, instead of --workers.")
+@click.option("--area", type=_FILE, help="GeoJSON polygons: refresh only shards that meet them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def refresh(
+    config: Path, workers: int, scheduler: str | None, area: Path | None, as_json: bool
+) -> None:
+    """Rebuild what newer scenes, a newer extract, another CONFIG or newer code change.
+
+    Unlike `build`, it also takes a config whose sensor, taxonomy or options differ from the
+    dataset's. Readers of earlier snapshots notice nothing.
+    """
+    from pipelines.places import region_geometry
+    from schemas.sources import Region
+
+    within = region_geometry(Region(file=area)) if area else None
+    _build(config, as_json, workers=workers, scheduler=scheduler, within=within, change=True)
+
+
+def _build(config: Path, as_json: bool, **options: Any) -> None:
     from geolink.cli import output
     from pipelines.build import build_dataset
     from schemas.config import DatasetConfig
@@ -44,10 +71,30 @@ def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> N
 
     dataset = load_config(config, DatasetConfig)
     with output.shard_progress(quiet=as_json) as progress:
-        result = build_dataset(dataset, workers=workers, scheduler=scheduler, progress=progress)
+        result = build_dataset(dataset, progress=progress, **options)
     output.build_summary(result, as_json=as_json)
     if result.failed:
         sys.exit(PARTIAL)
+
+
+@cli.command(short_help="Say why a shard or chip is as it is.")
+@click.argument("dataset", type=LOCATION)
+@click.argument("name")
+@click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
+@click.option("--config", type=_FILE, help="Say also what a rebuild from this config would change.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def explain(
+    dataset: Path | str, name: str, snapshot: int | None, config: Path | None, as_json: bool
+) -> None:
+    """Explain NAME, a shard or chip of DATASET: its inputs, scenes considered, and its past."""
+    from geolink.cli import output
+    from pipelines.explain import explain as run
+    from schemas.config import DatasetConfig
+    from schemas.load import load_config
+
+    loaded = load_config(config, DatasetConfig) if config else None
+    found = run(dataset, name, snapshot=snapshot, config=loaded)
+    output.explanation(found, as_json=as_json)
 
 
 @cli.command(short_help="Say what a dataset, shard, run or checkpoint is.")
@@ -71,8 +118,8 @@ def info(path: Path | str, snapshot: int | None, as_json: bool) -> None:
 @click.option("--count", default=6, show_default=True, help="Chips on the sheet.")
 @click.option("--seed", default=0, show_default=True, help="Which chips are drawn.")
 def show(
-    dataset: Path | str, picture: Path, what: str, snapshot: int | None, split: str | None, count: int,
-    seed: int,
+    dataset: Path | str, picture: Path, what: str, snapshot: int | None, split: str | None,
+    count: int, seed: int,
 ) -> None:  # fmt: skip
     """Draw a contact sheet of chips of DATASET, or its shard map, to PICTURE (PNG)."""
     from geolink.reader import open_dataset
@@ -84,6 +131,45 @@ def show(
     else:
         contact_sheet(opened, picture, count=count, split=split, seed=seed)
     click.echo(f"wrote {picture}")
+
+
+@cli.command(short_help="Write chips as GeoTIFF, PNG, GeoParquet, STAC, ...")
+@click.argument("dataset", type=LOCATION)
+@click.argument("folder", type=_FILE)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    required=True,
+    help="One or more of geotiff, png, geoparquet, webdataset, pyg, stac.",
+)
+@click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
+@click.option("--split", help="Only this split: train, val or test.")
+@click.option(
+    "--bbox", type=float, nargs=4, metavar="W S E N", help="Only chips centred in it; degrees."
+)
+@click.option("--limit", type=int, help="Only the first so many chips.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def export(
+    dataset: Location, folder: Path, formats: tuple[str, ...], snapshot: int | None,
+    split: str | None, bbox: tuple[float, float, float, float] | None, limit: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write chips of DATASET to FOLDER in other formats.
+
+    geotiff: pixels; png: label masks; geoparquet: chips, objects (as points) and relations;
+    webdataset, pyg: training samples; stac: a catalog of the dataset and of what was exported.
+    Safe to interrupt and to run again.
+    """
+    from flows.export import export as run
+    from geolink.cli import output
+
+    with output.export_progress(quiet=as_json) as progress:
+        result = run(
+            dataset, folder, formats, snapshot=snapshot, split=split, bbox=bbox, limit=limit,
+            progress=progress,
+        )  # fmt: skip
+    output.table(dataclasses.asdict(result), as_json=as_json)
 
 
 @cli.command(short_help="Pretrain an encoder, or resume a run.")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from geolink.training.loop import RunResult
     from pipelines.build import BuildResult
+    from pipelines.explain import Explanation
     from schemas.dataset import SnapshotRow
 
 
@@ -78,6 +79,21 @@ def shard_progress(
 
 
 @contextmanager
+def export_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of shards with rate and time left."""
+    if quiet:
+        yield None
+        return
+    with tqdm(unit="shard", desc="exporting", file=sys.stderr, disable=None) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+@contextmanager
 def step_progress(
     *, quiet: bool
 ) -> Iterator[Callable[[int, int, Mapping[str, float]], None] | None]:
@@ -132,6 +148,40 @@ def build_summary(result: "BuildResult", *, as_json: bool) -> None:
             "to build only those",
             fg="red", err=True,
         )  # fmt: skip
+
+
+def explanation(found: "Explanation", *, as_json: bool) -> None:
+    """A shard's inputs, scenes and past, and what a rebuild would change."""
+    if as_json:
+        print_json(dataclasses.asdict(found) | {"row": found.row._asdict()})
+        return
+    row, inputs = found.row, found.made_from["inputs"]
+    if found.chip is not None:
+        click.secho(f"chip {found.chip['chip']}", bold=True)
+        table({k: v for k, v in found.chip.items() if k != "chip"}, as_json=False)
+        click.echo()
+    click.secho(f"shard {row.shard}", bold=True)
+    about = {
+        "split": row.split, "chips": row.chips, "objects": row.objects, "path": row.path,
+        "made_from": f"{len(inputs.get('scenes', []))} candidate scenes, "
+        f"OSM of {row.osm_timestamp or 'unknown time'}",
+        "stages": found.made_from["stages"], "findings": row.qc,
+    }  # fmt: skip
+    table(about, as_json=False)
+    if found.considered:
+        click.secho("\nscenes considered, best first", bold=True)
+    for scene in found.considered:
+        mark = "+" if scene.get("chosen") else "-"
+        click.echo(f"  {mark} {scene['scene']}: {scene.get('reason', '')}")
+        if scene["scene"] in found.radiometry:
+            click.echo(f"      offset {found.radiometry[scene['scene']]}")
+    click.secho("\npast", bold=True)
+    for number, reason in found.past:
+        click.echo(f"  snapshot {number}: {reason}")
+    if found.rebuild is not None:
+        click.secho("\na rebuild would change", bold=True)
+        for reason in found.rebuild or ["nothing"]:
+            click.echo(f"  {reason}")
 
 
 def run_summary(result: "RunResult", *, as_json: bool) -> None:
