@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 
 from pipelines.download import download
 from pipelines.osm_convert import check_keys, check_pbf, convert_pbf, survey_pbf
@@ -213,6 +214,24 @@ def block_digests(extract: Extract, boxes: Sequence[Bounds]) -> list[str]:
             np.add.at(total, box, values)
             np.add.at(mixed, box, values * (values | np.uint64(1)))
     return [_digest(*sums) for sums in zip(count.tolist(), total.tolist(), mixed.tolist())]
+
+
+def no_object(extract: Extract, region: BaseGeometry) -> str:
+    """The message for a region (degrees) that no feature of an extract meets."""
+    bounds = row_group_bounds(pq.read_metadata(extract.parquet))
+    west, south = bounds[:, :2].min(axis=0).tolist()
+    east, north = bounds[:, 2:].max(axis=0).tolist()
+    there = shapely.box(west, south, east, north)
+    swapped = shapely.transform(region, lambda xy: xy[:, ::-1])
+    hint = (
+        "the region would lie in it with longitude and latitude swapped: give longitude first"
+        if shapely.intersects(there, swapped)
+        else "give one that covers it"
+    )
+    return (
+        f"the extract {extract.source} has no object in the region: it reaches from "
+        f"({west:.4g}, {south:.4g}) to ({east:.4g}, {north:.4g}); {hint}"
+    )
 
 
 def row_group_bounds(metadata: pq.FileMetaData) -> NDArray[np.float64]:
