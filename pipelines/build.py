@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pipelines import catalog, snapshot, store, tags
+from pipelines.alignment import align, shift_m
 from pipelines.anchors import build_anchors
+from pipelines.checks import check_chips
 from pipelines.correspondence import build_correspondence
 from pipelines.execute import run_tasks
 from pipelines.inputs import Inputs, read_inputs
@@ -36,15 +38,18 @@ def build_shard(task: ShardTask) -> SnapshotRow:
     stored = store.find_shard(task.dataset, task.shard, task.key)
     if stored is not None:
         return _row(task, stored)
-    inputs = read_inputs(task)
+    aligned = align(task, read_inputs(task))
+    inputs = aligned.inputs
     objects = clip(inputs.features, inputs.arrays["bounds"], task.info.objects, frame=inputs.frame)
     indices = build_indices(inputs, objects, task.info)
     labels = build_labels(inputs, objects, task.info)
     arrays: Arrays = {**inputs.arrays, **objects.arrays(), **indices, **labels}
+    arrays["shift"] = shift_m(task, aligned)
+    arrays["finding"], found = check_chips(arrays, aligned.shift, inputs.seam, task.info)
     counts = Counter(task.counts)
-    for part in (inputs.counts, inputs.features.counts, objects.counts):
+    for part in (inputs.counts, inputs.features.counts, objects.counts, aligned.counts, found):
         counts.update(part)
-    attributes = _attributes(task, inputs, arrays, counts)
+    attributes = _attributes(task, inputs, arrays, counts) | {"moved_m": aligned.moved_m}
     stored = store.write_shard(task.dataset, task.shard, task.key, arrays, attributes, task.info)
     return _row(task, stored)
 
@@ -103,11 +108,12 @@ def _attributes(
         "bounds_lonlat": box,
         "scenes": inputs.scenes,
         "radiometry": inputs.radiometry,
-        "osm_timestamp": task.osm_timestamp,
+        "considered": inputs.considered,
         "pixels": valid.sum(axis=axes).tolist(),
         "pixel_sum": (wide * valid).sum(axis=axes).tolist(),
         "pixel_sum_squares": (wide * wide * valid).sum(axis=axes).tolist(),
         "made_from": task.made_from,
+        "chip_findings": arrays["finding"].tolist(),
         "qc": {k: int(v) for k, v in sorted(counts.items()) if v},
     }
 
@@ -118,9 +124,9 @@ def _row(task: ShardTask, stored: store.StoredShard) -> SnapshotRow:
         shard=task.shard, path=stored.path, key=task.key, checksum=stored.checksum,
         split=task.split, chips=stored.sizes["chip"], objects=stored.sizes["object"],
         edges=stored.sizes["edge"], bytes=stored.bytes, epsg=a["epsg"],
-        bounds_lonlat=a["bounds_lonlat"], scenes=a["scenes"], osm_timestamp=a["osm_timestamp"],
+        bounds_lonlat=a["bounds_lonlat"], scenes=a["scenes"], osm_timestamp=task.osm_timestamp,
         pixels=a["pixels"], pixel_sum=a["pixel_sum"], pixel_sum_squares=a["pixel_sum_squares"],
-        qc=a["qc"],
+        qc=a["qc"], chip_findings=a["chip_findings"],
     )  # fmt: skip
 
 
@@ -176,8 +182,9 @@ def build_dataset(
     plan = make_plan(config, within=within)
     store.prepare_dataset(config.dataset, plan.info, change=change)
     before = {r.shard: r for r in snapshot.latest_rows(config.dataset)}
-    built = {t.shard for t in plan.tasks if _is_built(t, before)}
-    rows = [before[shard] for shard in sorted(built)]
+    built = {t.shard: t for t in plan.tasks if _is_built(t, before)}
+    # The same objects in a newer extract are the same shard, known to hold at a later time.
+    rows = [before[s]._replace(osm_timestamp=t.osm_timestamp) for s, t in built.items()]
     todo = [t for t in plan.tasks if t.shard not in built]
     result = BuildResult(config.dataset, None, False, unchanged=len(rows), skipped=plan.skipped)
     seconds: dict[str, float] = {}

@@ -1,11 +1,13 @@
 """Steps 1 and 2 of a shard: its pixels and its features, from a block of the grid or from pairs."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.checks import seams
 from pipelines.imagery import cut_chips, load_block
 from pipelines.labels import rasterise
 from pipelines.objects import Features, load_features
@@ -30,9 +32,13 @@ class Inputs:
     """Squares of the raster along y and x."""
     kept: NDArray[np.int64]
     """[N] positions of the chips in the lattice, raster order."""
+    seam: NDArray[np.bool_]
+    """[N]: brightness jumps where two scenes meet."""
     scenes: list[str]
     radiometry: dict[str, str]
     """By scene: which offset was applied to its DN, and why."""
+    considered: list[dict[str, object]]
+    """Every candidate scene: scene, chosen, rank, cloud, coverage, reason."""
     counts: dict[str, int]
 
 
@@ -40,15 +46,16 @@ def read_inputs(task: ShardTask) -> Inputs:
     """Read pixels and features of a shard."""
     if isinstance(task.source, PairShard):
         return _read_pairs(task.source, task.info)
-    return _read_block(task.source, task.info)
+    return _read_block(task, task.source, task.info)
 
 
-def _read_block(source: BlockSource, info: DatasetInfo) -> Inputs:
+def _read_block(task: ShardTask, source: BlockSource, info: DatasetInfo) -> Inputs:
     grid, block = info.grid, source.block
     bounds = block_bounds(grid, block)
     pixels = load_block(
-        source.scenes, info.sensor, block.epsg, bounds, grid.gsd_m, source.resampling
-    )
+        source.scenes, info.sensor, block.epsg, bounds, grid.gsd_m, source.rules,
+        patch=grid.patch, date=source.date,
+    )  # fmt: skip
     cut = cut_chips(pixels, grid.shard_side, grid.size)
     enough = cut.valid >= source.min_valid
     kept = np.flatnonzero(source.chips & enough)
@@ -63,32 +70,57 @@ def _read_block(source: BlockSource, info: DatasetInfo) -> Inputs:
         "bounds": chips.bounds_utm[kept],
         "center_lonlat": chips.center_lonlat[kept],
     }
-    margin = margin_m(info)
+    margin = margin_m(info, task.registration)
     wide = (bounds[0] - margin, bounds[1] - margin, bounds[2] + margin, bounds[3] + margin)
     features = load_features(source.parquet, block.epsg, wide, info.taxonomy)
-    shape = 2 * grid.size * grid.shard_side
-    raster = rasterise(features.geometry, features.osm_class, features.width_m, bounds, shape)
+    raster = _draw_block(features, source, info)
+    seam = seams(pixels.image, pixels.scene, grid.shard_side, grid.size, info.sensor.nodata)
     dropped = int((source.chips & ~enough).sum())
     counts = {**pixels.counts, "chip_below_min_valid": dropped}
     side = grid.shard_side
     return Inputs(
-        arrays, features, None, raster, (side, side), kept, pixels.scenes, pixels.radiometry, counts
-    )
+        arrays, features, None, raster, (side, side), kept, seam[kept], pixels.scenes,
+        pixels.radiometry, pixels.considered, counts,
+    )  # fmt: skip
 
 
 def _read_pairs(source: PairShard, info: DatasetInfo) -> Inputs:
     pairs = read_pairs(source, info)
+    n = len(pairs.scenes)
+    raster = _draw_pairs(pairs.features, pairs.frame, pairs.arrays["bounds"], info)
+    return Inputs(
+        pairs.arrays, pairs.features, pairs.frame, raster, (n, 1), np.arange(n),
+        np.zeros(n, bool), pairs.scenes, {}, [], pairs.counts,
+    )  # fmt: skip
+
+
+def draw(task: ShardTask, inputs: Inputs) -> NDArray[np.uint8]:
+    """The class raster of some inputs, from their features."""
+    if isinstance(task.source, PairShard):
+        assert inputs.frame is not None
+        return _draw_pairs(inputs.features, inputs.frame, inputs.arrays["bounds"], task.info)
+    return _draw_block(inputs.features, task.source, task.info)
+
+
+def _draw_block(features: Features, source: BlockSource, info: DatasetInfo) -> NDArray[np.uint8]:
+    grid = info.grid
+    return rasterise(
+        features.geometry, features.osm_class, features.width_m, block_bounds(grid, source.block),
+        2 * grid.size * grid.shard_side,
+    )  # fmt: skip
+
+
+def _draw_pairs(
+    features: Features, frame: NDArray[np.int64], bounds: NDArray[np.float64], info: DatasetInfo
+) -> NDArray[np.uint8]:
+    """Frames one below the other; `frame` ascends."""
     side = 2 * info.grid.size
+    ends = np.searchsorted(frame, np.arange(len(bounds) + 1)).tolist()
     frames = [
         rasterise(
-            pairs.features.geometry[rows], pairs.features.osm_class[rows],
-            pairs.features.width_m[rows], tuple(bounds), side,
+            features.geometry[a:b], features.osm_class[a:b], features.width_m[a:b], tuple(square),
+            side,
         )
-        for rows, bounds in zip(pairs.rows_of_pair(), pairs.arrays["bounds"], strict=True)
+        for (a, b), square in zip(pairwise(ends), bounds, strict=True)
     ]  # fmt: skip
-    raster = np.concatenate([np.zeros((0, side), np.uint8), *frames])
-    n = len(frames)
-    return Inputs(
-        pairs.arrays, pairs.features, pairs.frame, raster, (n, 1), np.arange(n), pairs.scenes,
-        {}, pairs.counts,
-    )  # fmt: skip
+    return np.concatenate([np.zeros((0, side), np.uint8), *frames])

@@ -39,6 +39,7 @@ _COLUMNS = pa.schema(
         ("pixel_sum", pa.list_(pa.float64())),
         ("pixel_sum_squares", pa.list_(pa.float64())),
         ("qc", pa.map_(pa.string(), pa.int64())),
+        ("chip_findings", pa.list_(pa.uint32())),
     ]
 )
 

@@ -1,4 +1,4 @@
-"""What a shard tells readers of CF conventions (xarray, rioxarray, GDAL): coordinates and attributes.
+"""What a shard tells xarray, rioxarray and GDAL by CF conventions: coordinates and attributes.
 
 The stored arrays stay as `schemas.layout` says. Beside them lie `x` and `y`, the centres of the
 pixels of each chip, and the names of bands and classes. The array `epsg` is the grid mapping: it
@@ -26,7 +26,7 @@ CONVENTIONS = "CF-1.11"
 _UNITS = {
     "image": "1", "valid": "1", "bounds": "m", "center_lonlat": "degrees", "label_region": "1",
     "line_density": "m hectare-1", "point_density": "hectare-1", "moran": "1", "lee": "1",
-    "object_anchor": "1",
+    "object_anchor": "1", "shift": "m",
 }  # fmt: skip
 _FLAGS = {"object_kind": Kind, "relation": Relation}
 _DEGREE = 'ANGLEUNIT["degree",0.0174532925199433]'

@@ -67,6 +67,10 @@ class Splits(Config):
         return self
 
 
+Registration = Literal["keep", "correct", "drop"]
+"""What is done about a sure shift between image and OSM."""
+
+
 class SensorChoice(Config):
     """A preset, or some of its bands in another order."""
 
@@ -119,7 +123,7 @@ class DatasetConfig(Config):
         Literal["wordllama", "clip-vit-b-16"], Field(description="Text encoder of tags.")
     ] = "wordllama"
     registration: Annotated[
-        Literal["keep", "correct", "drop"],
+        Registration,
         Field(
             description="Where image and OSM are surely shifted against each other: keep the chip "
             "with its finding, move the objects by the block's shift, or drop the chip."

@@ -72,6 +72,8 @@ class SnapshotRow(NamedTuple):
     pixel_sum_squares: list[float]
     qc: dict[str, int]
     """Counts by finding, e.g. ``object_below_minimum``."""
+    chip_findings: list[int]
+    """Findings of each chip as bits (`schemas.findings.CHIP_FLAGS`)."""
 
 
 class Snapshot(NamedTuple):

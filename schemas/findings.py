@@ -80,12 +80,12 @@ _ALL = (
     Finding("pixel_out_of_range", "warning", "scene",
             "Pixels did not fit the sensor's storage type and were clipped (counted in pixels).",
             "Check the data type and scale of the sensor's bands."),
+    Finding("scene_list_short", "warning", "scene",
+            "An API returned fewer items than it stated (counted in items).",
+            "Build again; report it to the API if it stays so."),
     Finding("scene_footprint_wrong", "error", "scene",
             "A scene's item says that it covers the shard, but its files hold no pixel there.",
             "Report the item to its catalog; other scenes were used where there are any."),
-    Finding("scene_nodata_wrong", "error", "scene",
-            "A large area of a scene has one constant value which is not the stated nodata value.",
-            "Set the raster's nodata value to that value, or leave the scene out."),
     # Chips.
     Finding("chip_below_min_valid", "note", "chip",
             "A chip has too few valid pixels and was left out.",
@@ -96,6 +96,10 @@ _ALL = (
     Finding("chip_shifted", "warning", "chip",
             "Image and OSM are surely shifted against each other by more than a pixel.",
             "Set registration to correct or drop, or use better registered scenes."),
+    Finding("shard_map_unrelated", "error", "shard",
+            "The map has many outlines, but the image shows nothing like them, however shifted: "
+            "another CRS, swapped axes, or another place.",
+            "Check the CRS of the images and the axis order of the vectors."),
     Finding("chip_dropped_shifted", "note", "chip",
             "A chip was left out because its image and OSM are surely shifted (registration: "
             "drop).",

@@ -112,11 +112,16 @@ LAYOUT: tuple[ArraySpec, ...] = (
     ArraySpec("lee", ("chip", "class"), "float32",
               "Lee's L between each class's patch fraction and the image's patch brightness; 0 for "
               "a constant field"),
+    ArraySpec("shift", ("chip", "offset"), "float32",
+              "how far the image's content lies off the objects: metres east, metres north, "
+              "confidence in [0, 1] (0: nothing to go by)"),
+    ArraySpec("finding", ("chip",), "uint32",
+              "findings of the chip, one a bit (`docs/findings.md`)"),
 )  # fmt: skip
 
 ARRAYS: dict[str, ArraySpec] = {spec.name: spec for spec in LAYOUT}
 
-FIXED_DIMS = {"word": 2, "bound": 4, "lonlat": 2, "anchor": 4, "xy": 2, "ends": 2}
+FIXED_DIMS = {"word": 2, "bound": 4, "lonlat": 2, "anchor": 4, "xy": 2, "ends": 2, "offset": 3}
 _ONE_MORE = {"chip_edge": "chip", "object_edge": "object", "tag_edge": "tag"}
 
 UNKNOWN_TIME = np.iinfo(np.int64).min

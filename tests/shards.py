@@ -13,6 +13,7 @@ from pipelines.snapshot import publish
 from pipelines.store import prepare_dataset, write_shard
 from schemas.config import ObjectOptions, Splits
 from schemas.dataset import DatasetInfo, SnapshotRow, tag_table_name, vocabulary_name
+from schemas.findings import CHIP_FLAGS
 from schemas.grid import Block, Grid, block_chips, pack_chips
 from schemas.layout import SCHEMA_VERSION, Kind, Relation
 from schemas.sensor import AERIAL_RGB, Sensor
@@ -71,6 +72,8 @@ def random_arrays(
         "point_density": rng.gamma(1.0, 2.0, (chips, classes)).astype(np.float32),
         "moran": rng.uniform(-1, 1, (chips, classes)).astype(np.float32),
         "lee": rng.uniform(-1, 1, (chips, classes)).astype(np.float32),
+        "shift": rng.uniform(0, 1, (chips, 3)).astype(np.float32),
+        "finding": rng.integers(0, 1 << len(CHIP_FLAGS), chips, np.uint32),
         **_objects(rng, rng.poisson(objects, chips), classes, p * p),
     }  # fmt: skip
 
@@ -209,6 +212,7 @@ def store_row(folder: Path, block: Block, arrays: Arrays, split: str = "train") 
         scenes=["a", "b"], osm_timestamp="2026-01-01T00:00:00Z",
         pixels=[image[:, 0].size] * image.shape[1], pixel_sum=image.sum(axis=axes).tolist(),
         pixel_sum_squares=(image**2).sum(axis=axes).tolist(), qc={"object_invalid": 1},
+        chip_findings=arrays["finding"].tolist(),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def row(shard: str, key: str = "k", **changes: object) -> SnapshotRow:
         "split": "train", "chips": 3, "objects": 5, "edges": 7, "bytes": 1 << 40, "epsg": 32632,
         "bounds_lonlat": [9.0, 45.0, 9.1, 45.1], "scenes": ["a", "b"], "osm_timestamp": "",
         "pixels": [10, 10], "pixel_sum": [0.1, 1e15], "pixel_sum_squares": [0.2, 1e20],
-        "qc": {"b": 1, "a": 2},
+        "qc": {"b": 1, "a": 2}, "chip_findings": [0, 5, 1 << 31],
     }  # fmt: skip
     return SnapshotRow(**{**values, **changes})  # type: ignore[arg-type]
 

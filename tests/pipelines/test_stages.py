@@ -25,7 +25,9 @@ from pipelines.store import write_shard
 from pipelines.tags import merge_vocabularies, shard_vocabulary, tag_arrays
 from schemas.config import ObjectOptions
 from schemas.layout import LAYOUT, Relation
-from schemas.taxonomy import default_taxonomy
+from schemas.sensor import sensor
+from schemas.taxonomy import Taxonomy, default_taxonomy
+from tests.shards import make_info
 
 CHIP_M = 1000.0
 BOUNDS = np.array([[0, 0, CHIP_M, CHIP_M], [CHIP_M, 0, 2 * CHIP_M, CHIP_M]])
@@ -209,7 +211,7 @@ def _shard(image: str) -> dict[str, NDArray[np.generic]]:
     sizes = {
         "chip": 17, "band": 2, "y": 8, "x": 8, "patch_y": 2, "patch_x": 2, "class": 3, "word": 2,
         "bound": 4, "lonlat": 2, "object": 34, "anchor": 4, "xy": 2, "object_tag": 34, "tag": 5,
-        "byte": 35, "edge": 51, "ends": 2, "correspondence": 68, "chip_edge": 18,
+        "byte": 35, "edge": 51, "ends": 2, "offset": 3, "correspondence": 68, "chip_edge": 18,
         "object_edge": 35, "tag_edge": 6,
     }  # fmt: skip
     last = {"object_offset": 34, "edge_offset": 51, "object_tag_offset": 34, "tag_text_offset": 35,
@@ -230,12 +232,17 @@ def _shard(image: str) -> dict[str, NDArray[np.generic]]:
 def test_the_bytes_of_store_change_only_with_the_version_of_their_stage(tmp_path: Path) -> None:
     # Here the bytes are those of files, so a new version of Zarr or Blosc may change them too: the
     # same content key would then stand for other bytes, and the version must go up as well.
+    names = {
+        "sensor": sensor("aerial-rgb", ("red", "green")),
+        "taxonomy": Taxonomy(classes=default_taxonomy().classes[:3]),
+    }
+    about, info = {"scenes": ["é"], "n": 1.5}, make_info(**names)
     checksums = [
-        write_shard(tmp_path, image, "key", _shard(image), {"scenes": ["é"], "n": 1.5}).checksum
+        write_shard(tmp_path, image, "key", _shard(image), about, info).checksum
         for image in ("uint8", "uint16")
     ]
     digest = xxhash.xxh3_64_hexdigest("".join(checksums).encode())
-    assert (STAGES["store"], digest) == (1, "8cb98e8f25bc5856")
+    assert (STAGES["store"], digest) == (3, "c8d380cc1e051643")
 
 
 def test_every_stage_has_exactly_one_golden_checksum() -> None:

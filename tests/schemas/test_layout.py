@@ -21,7 +21,7 @@ def _shard() -> Arrays:
         "chip": N, "band": 3, "y": 32, "x": 32, "patch_y": 4, "patch_x": 4, "class": CLASSES,
         "object": M, "edge": E, "object_tag": T, "tag": U, "byte": len(TEXT), "correspondence": P,
         "chip_edge": N + 1, "object_edge": M + 1, "tag_edge": U + 1,
-        "word": 2, "bound": 4, "lonlat": 2, "anchor": 4, "xy": 2, "ends": 2,
+        "word": 2, "bound": 4, "lonlat": 2, "anchor": 4, "xy": 2, "ends": 2, "offset": 3,
     }  # fmt: skip
     arrays: Arrays = {
         spec.name: np.full(
