@@ -83,6 +83,10 @@ _ALL = (
     Finding("scene_list_short", "warning", "scene",
             "An API returned fewer items than it stated (counted in items).",
             "Build again; report it to the API if it stays so."),
+    Finding("scene_nodata_wrong", "error", "scene",
+            "A twentieth or more of a scene's data over the shard has one and the same value in "
+            "every band: filled in, though it is not the stated nodata value.",
+            "Give the file that value as its nodata value, or leave the scene out."),
     Finding("scene_footprint_wrong", "error", "scene",
             "A scene's item says that it covers the shard, but its files hold no pixel there.",
             "Report the item to its catalog; other scenes were used where there are any."),
