@@ -68,9 +68,9 @@ class PixelGrid(NamedTuple):
         return float(self.transform.a)
 
 
-def open_raster(href: str) -> Any:
-    """Open a file for reading. Raises rasterio.errors.RasterioIOError."""
-    return rasterio.open(href if is_remote(href) else local_path(href), sharing=False)
+def open_raster(path: str) -> Any:
+    """Open a file, by a path or what `retried` gives. Raises rasterio.errors.RasterioIOError."""
+    return rasterio.open(path, sharing=False)
 
 
 def file_sha256(path: Path) -> str:

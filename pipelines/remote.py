@@ -6,6 +6,7 @@ lasts: what is built never depends on the network's mood. What a URL carries beh
 a token; it stays out of every message (`public`).
 """
 
+import itertools
 import json
 import logging
 import os
@@ -29,19 +30,18 @@ from schemas.errors import GeoLinkError
 T = TypeVar("T")
 
 _GDAL: Mapping[str, object] = {
-    # Few requests: no listing of folders, no HEAD, a file's header in one read, neighbouring
-    # ranges as one, parallel ranges over one connection where the server speaks HTTP/2.
+    # Few requests: no listing of folders, a file's header in one read, neighbouring ranges as
+    # one, parallel ranges over one connection where the server speaks HTTP/2. (Without HEAD, GDAL
+    # asks for the whole file to learn its size and hangs up.)
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "CPL_VSIL_CURL_USE_HEAD": "NO",
     "GDAL_INGESTED_BYTES_AT_OPEN": 32_768,
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_HTTP_MULTIPLEX": "YES",
     "GDAL_HTTP_VERSION": "2TLS",
     "GDAL_HTTP_TCP_KEEPALIVE": "YES",
-    # What is read stays with the open file, and goes with it: GDAL's cache across files keeps
-    # old bytes of a file that has changed, and the failure of one that can be read again.
+    # What is read of a file is kept while it is open (see `_gdal_path`).
     "VSI_CACHE": "YES",
-    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
+    "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsigs/:/vsiaz/",
     # A short wait for what passes at once; longer ones, and Retry-After, are for `retried`.
     "GDAL_HTTP_MAX_RETRY": 2,
     "GDAL_HTTP_RETRY_DELAY": 0.5,
@@ -100,27 +100,36 @@ def local_path(href: str) -> Path:
 
 def public(text: object) -> str:
     """A message without the queries of its URLs, which can hold tokens."""
-    return re.sub(r"((?:://|/vsi)[^\s?'\"]*)\?[^\s'\"),]*", r"\1", str(text))
+    return re.sub(r"((?:://|/vsi)[^\s?#'\"]*)[?#][^\s'\"),]*", r"\1", str(text))
 
 
-def gdal_env(href: str, sign: str = "none") -> rasterio.Env:
-    """GDAL's settings for a file: few requests and some patience where it is remote.
-
-    What the user's environment sets is left as it is.
-    """
-    if not is_remote(href):
-        return rasterio.Env()
+def _gdal_env(path: str, sign: str) -> rasterio.Env:
+    """GDAL's settings for a remote file; what the user's environment sets is left as it is."""
     options = {k: v for k, v in _GDAL.items() if k not in os.environ}
-    if href.startswith(("http://", "https://")):
+    if path.startswith("/vsicurl/"):
         # No look for files beside it.
-        options["CPL_VSIL_CURL_ALLOWED_FILENAME"] = f"/vsicurl/{href}"
+        options["CPL_VSIL_CURL_ALLOWED_FILENAME"] = path
     if sign == "requester-pays":
         options["AWS_REQUEST_PAYER"] = "requester"
     return rasterio.Env(**options)
 
 
+_opened = itertools.count()
+
+
+def _gdal_path(address: str) -> str:
+    """What GDAL is to open; every call gives another name of the same file.
+
+    GDAL remembers by name, over a process's life: old bytes of a file that has changed since,
+    and that a file could not be read which now can. The number is no part of the request.
+    """
+    if not address.startswith(("http://", "https://")):
+        return address
+    return f"/vsicurl/{address}#{next(_opened)}"
+
+
 def retried(href: str, sign: str, read: Callable[[str], T], forget: Callable[[], None]) -> T:
-    """What `read` makes of a file's readable address, tried again where that may help.
+    """What `read` makes of a file, which it opens by the path it gets; tried again where it helps.
 
     href, sign: as in `pipelines.rasters.Asset`. forget: closes what a failed read left open.
 
@@ -128,14 +137,15 @@ def retried(href: str, sign: str, read: Callable[[str], T], forget: Callable[[],
     and else what `read` raised: the file is missing or broken.
     """
     if not is_remote(href):
-        with gdal_env(href):
-            return read(href)
+        with rasterio.Env():
+            return read(str(local_path(href)))
     renewed, broken, attempt = False, 0, 0
     while True:
         address = signed(href, sign)
         try:
-            with gdal_env(address, sign):
-                return read(address)
+            path = _gdal_path(address)
+            with _gdal_env(path, sign):
+                return read(path)
         except (RasterioError, OSError) as error:
             failure: Exception = error
         forget()
