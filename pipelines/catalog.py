@@ -7,6 +7,7 @@ never open it.
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import shapely
 
+from pipelines.store import shard_attributes
 from schemas.catalog import CATALOG_VERSION, catalog_ddl
 from schemas.config import DatasetConfig
 from schemas.errors import GeoLinkError
@@ -71,9 +73,13 @@ def open_catalog(path: Path) -> duckdb.DuckDBPyConnection:
     con.execute(catalog_ddl())
     con.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", [str(CATALOG_VERSION)])
     row = con.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
-    if row and int(row[0]) > CATALOG_VERSION:
+    if row and int(row[0]) != CATALOG_VERSION:
         con.close()
-        raise GeoLinkError(f"{path} was made by a newer GeoLink (catalog {row[0]}); upgrade")
+        age = "a newer" if int(row[0]) > CATALOG_VERSION else "an older"
+        raise GeoLinkError(
+            f"{path} was made by {age} GeoLink (catalog {row[0]}, this one has {CATALOG_VERSION}); "
+            "use that one, or move the file away and a new one is begun"
+        )
     return con
 
 
@@ -102,7 +108,7 @@ def record_build(
                 "INSERT INTO regions VALUES (?, ?)", [build, shapely.to_geojson(plan.region)]
             )
         _record_extract(con, plan)
-        _record_scenes(con, plan, build)
+        _record_scenes(con, plan, _considered(config.dataset, result, seconds), build)
         _record_shards(con, plan, result, seconds, build)
         findings = [
             {"build": build, "shard": shard, "code": code, "count": count, "message": None}
@@ -114,6 +120,16 @@ def record_build(
         ]
         _append(con, "findings", findings)
         con.execute("COMMIT")
+
+
+def _considered(
+    dataset: Location, result: "BuildResult", built: dict[str, float]
+) -> dict[str, list[dict[str, Any]]]:
+    """By shard that this build made: the scenes its worker looked at."""
+    rows = [r for r in result.rows if r.shard in built]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda r: shard_attributes(dataset, r.path).get("considered", []), rows)
+        return {row.shard: records for row, records in zip(rows, found, strict=True)}
 
 
 def _record_extract(con: duckdb.DuckDBPyConnection, plan: "Plan") -> None:
@@ -132,17 +148,31 @@ def _record_extract(con: duckdb.DuckDBPyConnection, plan: "Plan") -> None:
     )
 
 
-def _record_scenes(con: duckdb.DuckDBPyConnection, plan: "Plan", build: int) -> None:
-    rows = [
-        {
-            "build": build, "shard": shard, "scene": c.scene.id,
-            "acquired": _utc(c.scene.seconds) if c.scene.datetime else None,
-            "cloud_cover": c.scene.cloud_cover, "chosen": c.chosen,
-            "rank": rank if c.chosen else None, "reason": c.reason,
-        }
-        for shard, choices in plan.choices.items()
-        for rank, c in enumerate(choices)
-    ]  # fmt: skip
+def _record_scenes(
+    con: duckdb.DuckDBPyConnection,
+    plan: "Plan",
+    considered: dict[str, list[dict[str, Any]]],
+    build: int,
+) -> None:
+    """Every scene that meets a block: what the plan said of it, and what its mask showed there.
+
+    `considered`: by shard that was built, what its worker found.
+    """
+    rows = []
+    for shard, choices in plan.choices.items():
+        seen = {str(record["scene"]): record for record in considered.get(shard, [])}
+        for c in choices:
+            record = seen.get(c.scene.id, {})
+            rows.append(
+                {
+                    "build": build, "shard": shard, "scene": c.scene.id,
+                    "acquired": _utc(c.scene.seconds) if c.scene.datetime else None,
+                    "cloud_cover": c.scene.cloud_cover, "candidate": c.chosen,
+                    "block_cloud": record.get("cloud"), "coverage": record.get("coverage"),
+                    "chosen": record.get("chosen", False), "rank": record.get("rank"),
+                    "reason": str(record.get("reason") or c.reason),
+                }
+            )  # fmt: skip
     _append(con, "scenes", rows)
 
 

@@ -1,6 +1,5 @@
 """Why a shard or a chip is as it is: its inputs, its past, and what a rebuild would change."""
 
-import json
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +9,7 @@ import shapely
 
 from pipelines.plan import make_plan
 from pipelines.reasons import differences
+from pipelines.store import shard_attributes
 from schemas.config import DatasetConfig
 from schemas.dataset import (
     Snapshot,
@@ -68,20 +68,6 @@ def explain(
         None if name == row.shard else _chip(dataset, row, name, attributes),
         rebuild,
     )
-
-
-def shard_attributes(dataset: Location, path: str) -> dict[str, Any]:
-    """Attributes of a stored shard.
-
-    Raises GeoLinkError if it is missing or damaged.
-    """
-    try:
-        attributes = json.loads(storage(dataset).read(f"{path}/zarr.json"))["attributes"]
-    except (OSError, ValueError, KeyError) as error:
-        raise GeoLinkError(f"shard {dataset}/{path} is missing or damaged: {error}") from error
-    if not isinstance(attributes, dict) or "made_from" not in attributes:
-        raise GeoLinkError(f"shard {dataset}/{path} does not say what it was made from")
-    return attributes
 
 
 def _row(snapshot: Snapshot, name: str) -> SnapshotRow:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from platformdirs import user_cache_path
 from shapely.geometry.base import BaseGeometry
 
 from pipelines.items import Scene
-from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, extract_of
+from pipelines.osm import EMPTY_DIGEST, Extract, age_findings, block_digests, extract_of, no_object
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.places import region_geometry
-from pipelines.region import BlockPlan, plan_blocks
+from pipelines.region import BlockPlan, plan_blocks, search_boxes
 from pipelines.registration import reach_px
+from pipelines.sampling import sample_blocks
 from pipelines.scenes import find_scenes
 from pipelines.select import Choice, Rules, SceneIndex, choose
 from schemas.config import DatasetConfig, Registration
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
 from schemas.grid import Block, Bounds, block_bounds, to_lonlat
-from schemas.layout import SCHEMA_VERSION
+from schemas.layout import SCHEMA_VERSION, UNKNOWN_TIME
 from schemas.sources import DROP_KEYS
 from schemas.splits import Split
 from schemas.storage import Location
@@ -95,45 +97,79 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     assert config.osm
     region = region_geometry(config.region)
     blocks = plan_blocks(config.region, config.grid, config.splits)
+    sensor, taxonomy = config.resolved_sensor(), config.resolved_taxonomy()
+    extract = extract_of(config.osm, config.region, cache_folder(config))
+    skipped: dict[str, int] = {}
+    if config.region.sample is not None:
+        blocks, skipped = sample_blocks(
+            blocks, config.region.sample, config.grid, extract, taxonomy
+        )
+    boxes = search_boxes(config.grid, blocks)
+    place = shapely.union_all([shapely.box(*box) for box in boxes])
+    scenes, without = find_scenes(config.scenes, place.bounds, sensor, place)
+    times = [s.seconds for s in scenes if not s.problem and s.seconds != UNKNOWN_TIME]
+    until = datetime.fromtimestamp(max(times), UTC) if times else config.scenes.end
+    skipped |= without | extract.counts | age_findings(extract, config.osm.max_age_days, until)
     if within is not None:
         blocks = [b for b in blocks if within.intersects(_footprint(config, b))]
-    sensor = config.resolved_sensor()
-    extract = extract_of(config.osm, config.region, cache_folder(config))
-    scenes, skipped = find_scenes(config.scenes, region.bounds, sensor)
     info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
     margin = margin_m(info, config.registration)
     digests = block_digests(extract, [lonlat_bounds(config, b.block, margin) for b in blocks])
     if set(digests) == {EMPTY_DIGEST}:
-        raise GeoLinkError(
-            f"the extract {config.osm.pbf} has no object in the region; give one that covers it"
-        )
-    contract, rules, index = _contract(info), Rules.of(config.scenes), SceneIndex.of(scenes)
+        raise GeoLinkError(no_object(extract, region))
+    contract, index = _contract(info), SceneIndex.of(scenes)
     tasks, choices = [], {}
     for plan, digest in zip(blocks, digests, strict=True):
         bounds = block_bounds(config.grid, plan.block)
         found = choose(index, plan.block.epsg, bounds, config.scenes)
-        source = BlockSource(
-            plan.block, plan.chips, found.scenes, rules, config.min_valid, extract.parquet
-        )
-        inputs = {
-            "block": plan.block.name,
-            "chips": np.packbits(plan.chips).tobytes().hex(),
-            "scenes": [s.identity() for s in found.scenes],
-            "rules": rules._asdict(),
-            "min_valid": config.min_valid,
-            "registration": config.registration,
-            "osm": digest,
-        }
-        made_from = {"contract": contract, "stages": STAGES, "inputs": inputs}
-        counts = {"chip_near_other_split": plan.near_other_split} if plan.near_other_split else {}
         choices[plan.block.name] = found.choices
+        tasks += _block_tasks(config, info, contract, extract, plan, digest, found.scenes)
+    return Plan(info, tasks, extract, choices, region, skipped)
+
+
+def _block_tasks(
+    config: DatasetConfig,
+    info: DatasetInfo,
+    contract: dict[str, str],
+    extract: Extract,
+    plan: BlockPlan,
+    digest: str,
+    scenes: tuple[Scene, ...],
+) -> list[ShardTask]:
+    """A block's shard; where several dates are asked for, one for the day of each rank."""
+    assert config.scenes
+    rules = Rules.of(config.scenes)
+    counts = {"chip_near_other_split": plan.near_other_split} if plan.near_other_split else {}
+    if digest == EMPTY_DIGEST:
+        counts["shard_without_osm"] = 1
+    tasks = []
+    for date in range(rules.dates) if rules.dates > 1 else [None]:
+        made_from = {
+            "contract": contract,
+            "stages": STAGES,
+            "inputs": {
+                "block": plan.block.name,
+                "chips": np.packbits(plan.chips).tobytes().hex(),
+                "scenes": [s.identity() for s in scenes],
+                "rules": rules._asdict(),
+                "date": date,
+                "min_valid": config.min_valid,
+                "registration": config.registration,
+                "osm": digest,
+                "counts": counts,
+            },
+        }
+        source = BlockSource(
+            plan.block, plan.chips, scenes, rules, config.min_valid, extract.parquet, date
+        )
+        name = f"{plan.block.name}-d{date}" if date else plan.block.name
         tasks.append(
             ShardTask(
-                config.dataset, info, plan.block.name, content_key(made_from), made_from,
-                plan.split, extract.osm_timestamp, source, counts, config.registration,
+                config.dataset, info, name, content_key(made_from), made_from, plan.split,
+                extract.osm_timestamp, source, counts, config.registration,
             )
         )  # fmt: skip
-    return Plan(info, tasks, extract, choices, region, {**skipped, **extract.counts})
+    return tasks
 
 
 def _plan_pairs(config: DatasetConfig, folder: Path) -> Plan:

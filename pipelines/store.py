@@ -4,8 +4,7 @@ A shard is encoded in memory and written so that its group's `zarr.json` is ther
 rest is. Its chunks carry checksums, so that damage is noticed when they are read, and a checksum of
 all its files goes into the snapshot.
 
-Encoding in memory with zarr-python alone, rather than by whichever codec pipeline is active, keeps
-the bytes the same on every machine and leaves plain file writes, whose errors say what is wrong.
+Encoding in memory (`pipelines.encode`) leaves plain file writes, whose errors say what is wrong.
 """
 
 import json
@@ -13,17 +12,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import xxhash
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
+from pipelines.encode import encode_shard
 from schemas import cf
 from schemas.dataset import DatasetInfo, SnapshotRow, read_arrays, read_info
 from schemas.errors import GeoLinkError
-from schemas.layout import LAYOUT, ArraySpec, validate
+from schemas.layout import validate
 from schemas.storage import Location, join, storage, writing
 
 _log = logging.getLogger(__name__)
@@ -107,8 +103,9 @@ def write_shard(
     is left behind then.
     """
     sizes = validate(arrays)
-    kept = json.loads(json.dumps(attributes, sort_keys=True))
-    files = _encode(arrays, kept, info)
+    described = {**attributes, "Conventions": cf.CONVENTIONS}
+    kept = json.loads(json.dumps(described, sort_keys=True))
+    files = encode_shard(arrays, kept, info)
     path = shard_path(shard, key)
     found = find_shard(dataset, shard, key)
     if found is not None:
@@ -136,6 +133,20 @@ def verify_shard(dataset: Location, row: SnapshotRow) -> None:
     )
 
 
+def shard_attributes(dataset: Location, path: str) -> dict[str, Any]:
+    """Attributes of a stored shard.
+
+    Raises GeoLinkError if it is missing or damaged.
+    """
+    try:
+        attributes = json.loads(storage(dataset).read(f"{path}/zarr.json"))["attributes"]
+    except (OSError, ValueError, KeyError) as error:
+        raise GeoLinkError(f"shard {dataset}/{path} is missing or damaged: {error}") from error
+    if not isinstance(attributes, dict) or "made_from" not in attributes:
+        raise GeoLinkError(f"shard {dataset}/{path} does not say what it was made from")
+    return attributes
+
+
 def shard_path(shard: str, key: str) -> str:
     """Where the shard of a content key lies in a dataset."""
     return f"shards/{shard}/{key}.zarr"
@@ -148,97 +159,6 @@ def checksum(files: Mapping[str, bytes]) -> str:
         digest.update(f"{name}\0{len(files[name])}\0".encode())
         digest.update(files[name])
     return digest.hexdigest()
-
-
-def _encode(
-    arrays: Mapping[str, NDArray[Any]], attributes: dict[str, Any], info: DatasetInfo | None
-) -> dict[str, bytes]:
-    """The files of a shard by relative name."""
-    store: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(store), attributes=attributes, zarr_format=3)
-    described = cf.array_attributes(arrays, info)
-    for spec in LAYOUT:
-        array = arrays[spec.name]
-        chunks = [max(1, n) for n in array.shape]
-        if spec.chunk_chips is not None:
-            chunks[0] = min(chunks[0], spec.chunk_chips)
-        _add(
-            group, spec.name, array, spec.dims, described[spec.name], chunks,
-            _codecs(spec, array.dtype), spec.fill,
-        )  # fmt: skip
-    for name, (dims, values, about) in cf.coordinates(arrays, info).items():
-        text = values.dtype.kind == "U"
-        array = values.astype(object) if text else values
-        codecs = (Crc32cCodec(),) if text else (_small(values.dtype), Crc32cCodec())
-        _add(group, name, array, dims, about, list(values.shape), codecs, "" if text else 0)
-    files = {name: buffer.to_bytes() for name, buffer in store.items()}
-    files["zarr.json"] = _consolidated(files)
-    return files
-
-
-def _add(
-    group: zarr.Group,
-    name: str,
-    array: NDArray[Any],
-    dims: tuple[str, ...],
-    attributes: dict[str, Any],
-    chunks: list[int],
-    codecs: tuple[BloscCodec | Crc32cCodec, ...],
-    fill: int | float | str,
-) -> None:
-    group.create_array(
-        name,
-        shape=array.shape,
-        dtype=str if array.dtype == object else array.dtype,
-        chunks=tuple(max(1, n) for n in chunks),
-        filters=None,
-        compressors=codecs,
-        fill_value=fill,
-        attributes=attributes,
-        dimension_names=dims,
-        # One folder an array, and every chunk a file: an absent one is damage.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        config={"write_empty_chunks": True},
-    )[...] = array
-
-
-def _consolidated(files: Mapping[str, bytes]) -> bytes:
-    """The group's metadata with those of its arrays inline: opened in one read, without listing.
-
-    As zarr-python, GDAL and others read it; the core of Zarr v3 does not know it yet.
-    """
-    group = json.loads(files["zarr.json"])
-    names = sorted(name.partition("/")[0] for name in files if name.endswith("/zarr.json"))
-    group["consolidated_metadata"] = {
-        "kind": "inline",
-        "must_understand": False,
-        "metadata": {name: json.loads(files[f"{name}/zarr.json"]) for name in names},
-    }
-    return json.dumps(group, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _codecs(spec: ArraySpec, dtype: np.dtype[Any]) -> tuple[BloscCodec | Crc32cCodec, ...]:
-    """How an array's chunks are stored.
-
-    8-bit pixels hardly shrink (by 5-15 %) and are read 3-4 times faster as they are. 16-bit ones
-    shrink by a quarter and more at two thirds of the speed. Labels and ragged arrays shrink to
-    less than a tenth.
-    """
-    if spec.dtype == "image" and dtype.itemsize == 1:
-        return (Crc32cCodec(),)
-    if spec.dtype == "image":
-        fast = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=dtype.itemsize)
-        return (fast, Crc32cCodec())
-    return (_small(dtype), Crc32cCodec())
-
-
-def _small(dtype: np.dtype[Any]) -> BloscCodec:
-    return BloscCodec(
-        cname="zstd",
-        clevel=1,
-        shuffle="shuffle" if dtype.itemsize > 1 else "noshuffle",
-        typesize=dtype.itemsize,
-    )
 
 
 def _read_files(dataset: Location, path: str) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-CATALOG_VERSION = 1
+CATALOG_VERSION = 2
 
 
 def catalog_ddl() -> str:

@@ -12,7 +12,8 @@ CREATE TABLE IF NOT EXISTS extracts (
 );
 CREATE TABLE IF NOT EXISTS scenes (
   build INTEGER NOT NULL, shard VARCHAR NOT NULL, scene VARCHAR NOT NULL, acquired TIMESTAMP,
-  cloud_cover DOUBLE, chosen BOOLEAN NOT NULL, rank INTEGER, reason VARCHAR NOT NULL
+  cloud_cover DOUBLE, candidate BOOLEAN NOT NULL, block_cloud DOUBLE, coverage DOUBLE,
+  chosen BOOLEAN NOT NULL, rank INTEGER, reason VARCHAR NOT NULL
 );
 CREATE TABLE IF NOT EXISTS tag_counts (
   extract VARCHAR NOT NULL, key VARCHAR NOT NULL, value VARCHAR NOT NULL, objects BIGINT NOT NULL

@@ -106,6 +106,11 @@ def read_info(dataset: Location) -> DatasetInfo:
             f"{dataset} was made with data schema {version}, this GeoLink reads up to "
             f"{SCHEMA_VERSION}; upgrade GeoLink"
         )
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        raise GeoLinkError(
+            f"{dataset} was made with data schema {version}, this GeoLink reads {SCHEMA_VERSION}; "
+            "build it anew in another folder"
+        )
     try:
         return DatasetInfo.model_validate(data)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import GeoLinkError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Kind(IntEnum):

@@ -340,8 +340,10 @@ class ObjectStorage:
 
         try:
             yield
-        except (AlreadyExistsError, FileNotFoundError):
+        except AlreadyExistsError:
             raise
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.bucket}/{self._path(name)} does not exist") from None
         except BaseError as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(f"{self.bucket}/{self._path(name)}: {reason}") from error
