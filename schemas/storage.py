@@ -12,6 +12,8 @@ stands in a config. It tries again by itself when a request fails on its way.
 import fcntl
 import os
 import shutil
+import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,6 +89,12 @@ class Storage(Files, Protocol):
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; those that are not there are left out."""
+
+    def touch(self, name: str) -> None:
+        """Make a file as young as one that is written now."""
+
+    def now(self) -> datetime:
+        """The time by the clock that `Entry.modified` is told by, UTC."""
 
     def sweep(self, prefix: str) -> list[str]:
         """Remove what killed writers left unfinished in the folders of a folder; their names."""
@@ -214,6 +222,16 @@ class LocalStorage:
                         break
                     parent.rmdir()
 
+    def touch(self, name: str) -> None:
+        """Make a file as young as one that is written now."""
+        with writing(self.folder / name):
+            os.utime(self.folder / name)
+
+    def now(self) -> datetime:
+        """The time by the clock of the file system, UTC."""
+        with writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as probe:
+            return datetime.fromtimestamp(os.fstat(probe.fileno()).st_mtime, UTC)
+
     def sweep(self, prefix: str) -> list[str]:
         """Remove what killed writers left half-written; folders of living writers are left."""
         removed = []
@@ -326,6 +344,23 @@ class ObjectStorage:
         with self._failing(""):
             for start in range(0, len(paths), 1000):
                 obstore.delete(_bucket(self.bucket), paths[start : start + 1000])
+
+    def touch(self, name: str) -> None:
+        """Make a file as young as one that is written now: write it again."""
+        self.write(name, self.read(name))
+
+    def now(self) -> datetime:
+        """The time by the clock of the store, UTC."""
+        import obstore
+
+        probe = f"clock-{uuid.uuid4().hex}"
+        self.write(probe, b"")
+        try:
+            with self._failing(probe):
+                meta = obstore.head(_bucket(self.bucket), self._path(probe))
+        finally:
+            self.delete([probe])
+        return meta["last_modified"]
 
     def sweep(self, prefix: str) -> list[str]:
         """Nothing: files of an object store are whole, and unfinished folders are written over."""
