@@ -200,7 +200,8 @@ def block_digests(extract: Extract, boxes: Sequence[Bounds]) -> list[str]:
     mixed = np.zeros(len(boxes), np.uint64)
     tree = shapely.STRtree(shapely.box(*query.T))
     columns = ["xmin", "ymin", "xmax", "ymax", "digest"]
-    with pq.ParquetFile(extract.parquet) as file:
+    # Without its read-ahead, which would hold those columns of every row group at once.
+    with pq.ParquetFile(extract.parquet, pre_buffer=False) as file:
         bounds = row_group_bounds(file.metadata)
         groups = np.unique(tree.query(shapely.box(*bounds.T), predicate="intersects")[0])
         for batch in file.iter_batches(65_536, row_groups=groups.tolist(), columns=columns):
