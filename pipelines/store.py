@@ -56,7 +56,7 @@ def prepare_dataset(dataset: Location, info: DatasetInfo, *, change: bool = Fals
     if differs and not change:
         raise GeoLinkError(
             f"{dataset} holds a dataset with another {_difference(differs[0], old, new)}; set the "
-            "config back, choose another folder, or rebuild what it changes with `geolink refresh`"
+            "config back, choose another folder, or rebuild all of it with `geolink refresh`"
         )
     files.sweep("shards")
 
