@@ -6,6 +6,7 @@ of chips, and the place of chips among each other.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -24,7 +25,7 @@ def open_shard(path: Path | str) -> xr.Dataset:
     Raises GeoLinkError if there is no shard.
     """
     try:
-        shard = xr.open_zarr(str(path), consolidated=True, chunks=None)
+        shard: xr.Dataset = xr.open_zarr(str(path), consolidated=True, chunks=None)
     except (OSError, KeyError, ValueError) as error:
         raise GeoLinkError(f"{path} is no shard that xarray can open: {error}") from error
     ids = shard["chip_id"].values
@@ -74,7 +75,7 @@ def mosaic(shard: xr.Dataset) -> xr.Dataset:
                        attributes)  # fmt: skip
     west, north = bounds[:, 0].min(), bounds[:, 3].max()
     pixel_x, pixel_y = side[0, 0] / width, side[0, 1] / height
-    coordinates = {
+    coordinates: dict[str, Any] = {
         "x": ("x", west + (np.arange(columns * width) + 0.5) * pixel_x, shard["x"].attrs),
         "y": ("y", north - (np.arange(rows * height) + 0.5) * pixel_y, shard["y"].attrs),
         "epsg": ((), int(zones[0]), shard["epsg"].attrs),

@@ -1,7 +1,7 @@
 """Chips as `torch_geometric.data.HeteroData`: one file a shard, one graph with its image a chip.
 
-The files hold tensors and plain values only: `torch.load(path, weights_only=True)` opens them once
-`torch_geometric` is imported.
+The files hold tensors and plain values only (`HeteroData.to_dict`), which torch loads without
+running anything that a file says; `read_pyg` makes graphs of them again.
 """
 
 import io
@@ -21,7 +21,7 @@ _LABELS = ("label_pixel", "label_patch", "label_region", "bounds", "center_lonla
 
 
 def write_pyg(part: ShardPart, folder: Path, *, dataset: Dataset) -> None:
-    """Write `pyg/<split>/<shard>.pt`, a list of HeteroData, and once the vocabulary its `tag` rows
+    """Write `pyg/<split>/<shard>.pt`, and once the vocabulary its `tag` rows
     point into: `pyg/tags.parquet` (texts) and `pyg/tags.npy` (embeddings).
 
     A graph is as `GraphBatch.to_pyg` gives it, of one chip, with `image` [1, band, y, x] in stored
@@ -38,10 +38,15 @@ def write_pyg(part: ShardPart, folder: Path, *, dataset: Dataset) -> None:
         if not files.exists(name):
             files.write(name, storage(dataset.path).read(source))
     rows = tag_rows(dataset, part.arrays["tag"])
-    graphs = [_graph(part, n, dataset, rows) for n in range(len(part.names))]
+    graphs = [_graph(part, n, dataset, rows).to_dict() for n in range(len(part.names))]
     data = io.BytesIO()
     torch.save(graphs, data)
     files.write(f"pyg/{part.row.split}/{part.shard}.pt", data.getvalue())
+
+
+def read_pyg(path: Path) -> list[HeteroData]:
+    """The graphs of a file that `write_pyg` wrote."""
+    return [HeteroData.from_dict(graph) for graph in torch.load(path, weights_only=True)]
 
 
 def _graph(part: ShardPart, n: int, dataset: Dataset, rows: np.ndarray) -> HeteroData:
