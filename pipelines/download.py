@@ -5,39 +5,38 @@ import json
 import os
 import re
 import time
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from pipelines import remote
+from pipelines.remote import NetworkFault, public, retry_after
 from schemas.errors import GeoLinkError
 from schemas.storage import locked, writing
 
-_ATTEMPTS = 6
 _TIMEOUT_S = (10.0, 60.0)
 _CHUNK = 1 << 20
-_LONGEST_WAIT_S = 60.0
 
 
 class _TryAgain(Exception):
     """A fault of network or server that may pass; the wait that the server asks for, seconds."""
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
 
 
-def download(url: str, folder: Path, suffix: str, *, backoff_s: float = 1.0) -> Path:
+def download(url: str, folder: Path, suffix: str) -> Path:
     """Fetch a URL into a folder, named by the SHA-256 of its bytes, or find it there unchanged.
 
     What was fetched before is asked for by its ETag or date, so that an unchanged file costs one
     small request, and a changed one becomes a new file beside the old. A transfer that breaks off
     goes on where it stopped, also in a later run, if the file is still the same. Length, and the
     MD5 that servers of OSM extracts offer beside it (`URL.md5`), are checked. Network faults,
-    5xx and 429 (Retry-After is obeyed) are tried six times.
+    5xx and 429 (Retry-After is obeyed) are tried again, by `pipelines.remote`'s times.
 
-    Raises GeoLinkError if the file cannot be had or is damaged.
+    Raises NetworkFault if it may be had later, GeoLinkError if not.
     """
     if not re.match(r"https?://", url):
         raise GeoLinkError(f"{url} cannot be downloaded; give a path, or a http or https address")
@@ -48,22 +47,23 @@ def download(url: str, folder: Path, suffix: str, *, backoff_s: float = 1.0) -> 
     with writing(slot), locked(slot), requests.Session() as session:
         session.headers["User-Agent"] = "geolink"
         session.headers["Accept-Encoding"] = "identity"
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(remote.TRIES):
             try:
                 return _fetch(session, url, slot, folder, suffix)
             except (_TryAgain, requests.RequestException) as error:
                 fault = error
-            wait = fault.wait_s if isinstance(fault, _TryAgain) else None
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(min(backoff_s * 2**attempt if wait is None else wait, _LONGEST_WAIT_S))
-    raise GeoLinkError(
-        f"cannot download {url} ({_brief(fault)}, {_ATTEMPTS} times); run again, which goes on "
-        "where it stopped, or fetch the file yourself and give its path"
+            if attempt + 1 < remote.TRIES:
+                asked = fault.wait_s if isinstance(fault, _TryAgain) else 0.0
+                wait = max(asked, remote.FIRST_WAIT_S * 2**attempt)
+                time.sleep(min(wait, remote.LONGEST_WAIT_S))
+    raise NetworkFault(
+        f"cannot download {public(url)} ({_brief(fault)}, {remote.TRIES} times); run again, which "
+        "goes on where it stopped, or fetch the file yourself and give its path"
     )
 
 
 def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return public(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _fetch(session: requests.Session, url: str, slot: Path, folder: Path, suffix: str) -> Path:
@@ -107,7 +107,7 @@ def _check(url: str, answer: requests.Response, part: Path) -> bool:
     """Whether an answer brings the whole file; raises where it does not bring what was asked."""
     status = answer.status_code
     if status in (408, 425, 429) or status >= 500:
-        raise _TryAgain(f"{status} {answer.reason}", _wait_s(answer.headers.get("Retry-After")))
+        raise _TryAgain(f"{status} {answer.reason}", retry_after(answer.headers.get("Retry-After")))
     if status == 206:
         first = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
         if not first or int(first[1]) != part.stat().st_size:
@@ -118,7 +118,7 @@ def _check(url: str, answer: requests.Response, part: Path) -> bool:
         return False
     if status != 200:
         raise GeoLinkError(
-            f"cannot download {url}: {status} {answer.reason}; check the address in a browser"
+            f"cannot download {public(url)}: {status} {answer.reason}; check the address"
         )
     return True
 
@@ -146,7 +146,7 @@ def _accept(
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != stated:
             part.unlink()
-            raise _TryAgain(f"its MD5 is {found}, not {stated} as {url}.md5 says")
+            raise _TryAgain(f"its MD5 is {found}, not {stated} as the server says")
     target = folder / f"{sha256}{suffix}"
     os.replace(part, target)
     known = {"url": url, "sha256": sha256, **began}
@@ -157,23 +157,13 @@ def _accept(
 
 def _stated_md5(session: requests.Session, url: str) -> str:
     """The MD5 that the server states beside the file, or nothing where it does not."""
+    if "?" in url:
+        return ""
     answer = session.get(f"{url}.md5", timeout=_TIMEOUT_S)
     if answer.status_code >= 500 or answer.status_code == 429:
-        raise _TryAgain(f"{url}.md5: {answer.status_code} {answer.reason}")
+        raise _TryAgain(f"its .md5: {answer.status_code} {answer.reason}")
     found = re.match(r"[0-9a-fA-F]{32}\b", answer.text) if answer.status_code == 200 else None
     return found[0].lower() if found else ""
-
-
-def _wait_s(retry_after: str | None) -> float | None:
-    """Seconds of a Retry-After header, which gives seconds or a date."""
-    if not retry_after:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pipelines.download import download
 from pipelines.osm_convert import check_keys, check_pbf, convert_pbf, survey_pbf
 from pipelines.osm_find import find_extracts
 from pipelines.osm_merge import merge_pbfs
+from pipelines.remote import public
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.sources import OsmSource, Region
@@ -68,7 +69,7 @@ def extract_of(source: OsmSource, region: Region, cache: Path) -> Extract:
     fetched = cache / "osm" / "downloaded"
     pbfs = [download(n, fetched, ".osm.pbf") if "://" in n else Path(n) for n in names]
     extract = convert_extracts(pbfs, cache, source)
-    return replace(extract, source=", ".join(names), counts={**extract.counts, **counts})
+    return replace(extract, source=public(", ".join(names)), counts={**extract.counts, **counts})
 
 
 def convert_extracts(pbfs: Sequence[Path], cache: Path, source: OsmSource) -> Extract:

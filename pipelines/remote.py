@@ -292,7 +292,7 @@ def _request(
                 if first is not None and sum(map(len, parts)) >= first:
                     break
             reason = f"{answer.status_code} {answer.reason or ''}".strip()
-            wait = _retry_after(answer.headers.get("Retry-After"))
+            wait = retry_after(answer.headers.get("Retry-After"))
             return _Answer(answer.status_code, b"".join(parts), wait, reason)
     except requests.RequestException as error:
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
@@ -312,7 +312,7 @@ def _plain(error: requests.RequestException) -> str:
     return next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)
 
 
-def _retry_after(value: str | None) -> float:
+def retry_after(value: str | None) -> float:
     """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date)."""
     if not value:
         return 0.0

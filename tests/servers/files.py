@@ -176,15 +176,18 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return 404, {}, b"not here"
         data = path.read_bytes()
+        tag = {"ETag": f'"{path.stat().st_mtime_ns:x}-{len(data):x}"'}
+        if self.headers.get("If-None-Match") == tag["ETag"]:
+            return 304, tag, b""
         wanted = self.headers.get("Range")
-        if not wanted:
-            return 200, {"Accept-Ranges": "bytes"}, data
+        if not wanted or self.headers.get("If-Range", tag["ETag"]) != tag["ETag"]:
+            return 200, {"Accept-Ranges": "bytes", **tag}, data
         start, _, end = wanted.removeprefix("bytes=").partition("-")
         first, last = int(start), min(int(end or len(data) - 1), len(data) - 1)
         if first > last:
             return 416, {"Content-Range": f"bytes */{len(data)}"}, b""
         place = {"Content-Range": f"bytes {first}-{last}/{len(data)}", "Accept-Ranges": "bytes"}
-        return 206, place, data[first : last + 1]
+        return 206, place | tag, data[first : last + 1]
 
     def _passed_on(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         if self.server_of.upstream is None:
