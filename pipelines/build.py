@@ -180,7 +180,8 @@ def build_dataset(
     """
     started = time.time()
     plan = make_plan(config, within=within)
-    store.prepare_dataset(config.dataset, plan.info, change=change)
+    # Shards of two contracts cannot stand in one snapshot: a part of a region may not change it.
+    store.prepare_dataset(config.dataset, plan.info, change=change and within is None)
     before = {r.shard: r for r in snapshot.latest_rows(config.dataset)}
     built = {t.shard: t for t in plan.tasks if _is_built(t, before)}
     # The same objects in a newer extract are the same shard, known to hold at a later time.

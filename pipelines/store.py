@@ -9,7 +9,8 @@ Encoding in memory (`pipelines.encode`) leaves plain file writes, whose errors s
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import xxhash
@@ -23,6 +24,7 @@ from schemas.layout import validate
 from schemas.storage import Location, join, storage, writing
 
 _log = logging.getLogger(__name__)
+_THREADS = 16
 
 
 class StoredShard(NamedTuple):
@@ -84,6 +86,29 @@ def find_shard(dataset: Location, shard: str, key: str) -> StoredShard | None:
         _log.warning("%s; it is built anew", error)
         return None
     return _stored(path, _read_files(dataset, path), attributes, sizes)
+
+
+def adopt_shard(dataset: Location, shard: str, key: str) -> StoredShard | None:
+    """`find_shard` of one that no snapshot may name: made young, so that `geolink gc` leaves it.
+
+    Raises GeoLinkError if the dataset cannot be written.
+    """
+    marker = f"{shard_path(shard, key)}/zarr.json"
+    with writing(join(dataset, marker)):
+        try:
+            storage(dataset).touch(marker)
+        except FileNotFoundError:
+            return None
+    return find_shard(dataset, shard, key)
+
+
+def lost_shards(dataset: Location, rows: Iterable[SnapshotRow]) -> set[str]:
+    """Shards of some rows that are gone, as when `geolink gc` removed them during a build."""
+    files = storage(dataset)
+    rows = list(rows)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        there = list(pool.map(lambda row: files.exists(f"{row.path}/zarr.json"), rows))
+    return {row.shard for row, exists in zip(rows, there, strict=True) if not exists}
 
 
 def write_shard(
