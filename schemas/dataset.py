@@ -124,6 +124,11 @@ def snapshot_name(number: int) -> str:
     return f"snapshots/{number:08d}.parquet"
 
 
+def certificate_name(number: int) -> str:
+    """Where it says what was proven of the splits of snapshot `number`."""
+    return f"snapshots/{number:08d}-splits.json"
+
+
 def snapshot_numbers(dataset: Location) -> list[int]:
     """Published snapshots, ascending."""
     names = (e.name for e in storage(dataset).entries("snapshots"))

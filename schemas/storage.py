@@ -90,8 +90,11 @@ class Storage(Files, Protocol):
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; those that are not there are left out."""
 
+    def delete_group(self, name: str, files: Iterable[Entry]) -> bool:
+        """Delete a folder of the files that were listed; False if it holds others by now."""
+
     def touch(self, name: str) -> None:
-        """Make a file as young as one that is written now."""
+        """Make a file as young as one that is written now. Failures are OSError."""
 
     def now(self) -> datetime:
         """The time by the clock that `Entry.modified` is told by, UTC."""
@@ -222,10 +225,23 @@ class LocalStorage:
                         break
                     parent.rmdir()
 
+    def delete_group(self, name: str, files: Iterable[Entry]) -> bool:
+        """Delete a folder of the files that were listed; False if it holds others by now."""
+        folder = self.folder / name
+        if not folder.is_dir():
+            return True
+        # The folder around it stays: another writer may be waiting for its lock.
+        with writing(folder), locked(folder.parent):
+            if not set(self.entries(name)) <= set(files):
+                return False
+            leaving = folder.with_name(folder.name + _PARTIAL)
+            folder.rename(leaving)
+            shutil.rmtree(leaving)
+        return True
+
     def touch(self, name: str) -> None:
         """Make a file as young as one that is written now."""
-        with writing(self.folder / name):
-            os.utime(self.folder / name)
+        os.utime(self.folder / name)
 
     def now(self) -> datetime:
         """The time by the clock of the file system, UTC."""
@@ -344,6 +360,14 @@ class ObjectStorage:
         with self._failing(""):
             for start in range(0, len(paths), 1000):
                 obstore.delete(_bucket(self.bucket), paths[start : start + 1000])
+
+    def delete_group(self, name: str, files: Iterable[Entry]) -> bool:
+        """Delete a folder of the files that were listed; False if it holds others by now."""
+        there = self.entries(name)
+        if not set(there) <= set(files):
+            return False
+        self.delete(e.name for e in there)
+        return True
 
     def touch(self, name: str) -> None:
         """Make a file as young as one that is written now: write it again."""
