@@ -35,7 +35,7 @@ def build_shard(task: ShardTask) -> SnapshotRow:
 
     Raises GeoLinkError if the shard cannot be written.
     """
-    stored = store.find_shard(task.dataset, task.shard, task.key)
+    stored = store.adopt_shard(task.dataset, task.shard, task.key)
     if stored is not None:
         return _row(task, stored)
     aligned = align(task, read_inputs(task))
@@ -189,15 +189,21 @@ def build_dataset(
     todo = [t for t in plan.tasks if t.shard not in built]
     result = BuildResult(config.dataset, None, False, unchanged=len(rows), skipped=plan.skipped)
     seconds: dict[str, float] = {}
-    outcomes = run_tasks(build_shard, todo, workers=workers, scheduler=scheduler)
-    for done, (task, outcome, seconds[task.shard]) in enumerate(outcomes, start=1):
-        row = outcome if isinstance(outcome, SnapshotRow) else None
-        if row is not None:
-            rows.append(row)
-        else:
-            result.failed[task.shard] = f"{type(outcome).__name__}: {outcome}"
-        if progress:
-            progress(done, len(todo), row)
+    pending = todo
+    while pending:
+        outcomes = run_tasks(build_shard, pending, workers=workers, scheduler=scheduler)
+        for done, (task, outcome, seconds[task.shard]) in enumerate(outcomes, start=1):
+            row = outcome if isinstance(outcome, SnapshotRow) else None
+            if row is not None:
+                rows.append(row)
+            else:
+                result.failed[task.shard] = f"{type(outcome).__name__}: {outcome}"
+            if progress:
+                progress(done, len(pending), row)
+        # A shard that no snapshot names yet may have been removed by `geolink gc` meanwhile.
+        lost = store.lost_shards(config.dataset, rows)
+        rows = [row for row in rows if row.shard not in lost]
+        pending = [task for task in plan.tasks if task.shard in lost]
     result.built = len(todo) - len(result.failed)
     result.rows = sorted(rows, key=lambda r: r.shard)
     if partial or not result.failed:
