@@ -139,8 +139,8 @@ def offset_contradiction(
     where DN carry +1000, the darkest pixels of two bands lie little above 1000 and none below;
     where they do not, dark pixels lie in the low hundreds. `scene_double_offset`: 2 % of the pixels
     of two bands lie below 700, though 1000 is to be taken off. `scene_no_offset`: nothing is to be
-    taken off, though no band goes below 950 and two begin at up to 1400. Places with nothing dark
-    in two bands (bright desert, snow) are never named.
+    taken off, though no band goes below 950 and three begin at up to 1400 (three, because blue is
+    so dark in a desert, and short-wave infrared in snow). Places with nothing dark are never named.
     """
     step = max(1, round((clear.size / 250_000) ** 0.5))
     sampled = image[:, ::step, ::step]
@@ -148,14 +148,13 @@ def offset_contradiction(
     if np.count_nonzero(seen) < _FEWEST_PIXELS:
         return None
     pixels = sampled[:, seen]
-    least = min(2, len(pixels))
     if dn < 0:
         dark = np.count_nonzero(pixels < _BELOW_OFFSET_DN, axis=1) >= _DARK_SHARE * pixels.shape[1]
-        return "scene_double_offset" if np.count_nonzero(dark) >= least else None
+        return "scene_double_offset" if np.count_nonzero(dark) >= min(2, len(pixels)) else None
     rank = pixels.shape[1] // 200
     darkest = np.sort(np.partition(pixels, rank, axis=1)[:, rank])
     low, high = _AT_OFFSET_DN
-    if darkest[0] >= low and darkest[least - 1] <= high:
+    if darkest[0] >= low and darkest[min(3, len(darkest)) - 1] <= high:
         return "scene_no_offset"
     return None
 
