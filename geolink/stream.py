@@ -27,6 +27,7 @@ from geolink.graph import GraphBatch, csr_take, normalise_tag_weight, pack
 from geolink.reader import Arrays, Dataset, read_shard, tag_rows
 from schemas.dataset import SnapshotRow
 from schemas.errors import GeoLinkError
+from schemas.training import Quality
 
 _CHIP = ("valid", "chip_id", "center_lonlat", "label_patch", "label_region")
 _OBJECT = ("object_kind", "object_class", "object_osm", "object_size", "object_anchor")
@@ -34,7 +35,7 @@ _RAGGED = (
     "object_offset", "object_tag_offset", "object_tag", "tag", "edge_offset", "edge", "relation",
     "patch_offset", "patch", "patch_weight",
 )  # fmt: skip
-STREAMED = ("image", *_CHIP, *_OBJECT, *_RAGGED)
+STREAMED = ("image", "finding", *_CHIP, *_OBJECT, *_RAGGED)
 """Arrays of a shard that are read."""
 _AHEAD = 2
 """Batches packed before they are asked for."""
@@ -49,6 +50,8 @@ class Batch:
     graph: GraphBatch
     valid: Tensor
     """float32 [B], fraction of pixels neither nodata nor cloud."""
+    weight: Tensor
+    """float32 [B], how much each chip counts in a loss (`Quality.weights`)."""
     chip_id: NDArray[np.uint64]
     """[B, 2], packed chip ids (`schemas.grid.unpack_chip`)."""
     center_lonlat: Tensor
@@ -78,6 +81,7 @@ class ShardStream:
         rank, world_size: which part of every batch this process takes, of how many.
         drop_last: leave out the last batch of an epoch if it is not full.
         min_valid: leave out chips with a smaller valid fraction.
+        quality: which chips are left out, and how the others are weighed, by their findings.
 
     Raises GeoLinkError: a split without chips, sizes that do not divide; while iterating: a
     missing or damaged shard.
@@ -96,6 +100,7 @@ class ShardStream:
         world_size: int = 1,
         drop_last: bool = True,
         min_valid: float = 0.0,
+        quality: Quality | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise GeoLinkError(f"rank {rank} is none of the {world_size} ranks 0..{world_size - 1}")
@@ -105,7 +110,8 @@ class ShardStream:
             )
         self.epoch = 0
         self._step = 0
-        self._source = _Source(dataset, dataset.split_rows(split), min_valid)
+        quality = quality or Quality()
+        self._source = _Source(dataset, dataset.split_rows(split), min_valid, quality)
         self._counts = self._source.counts()
         self._batch_size, self._drop_last = batch_size, drop_last
         self._window_shards, self._readers = window_shards, readers
@@ -113,12 +119,18 @@ class ShardStream:
         self._order = {
             "snapshot": dataset.snapshot, "split": split, "seed": seed, "batch_size": batch_size,
             "window_shards": window_shards, "min_valid": min_valid, "drop_last": drop_last,
+            "drop": sorted(set(quality.drop)) or None,
         }  # fmt: skip
         self._seed = seed
 
+    @property
+    def chips(self) -> int:
+        """Chips of an epoch."""
+        return int(self._counts.sum())
+
     def __len__(self) -> int:
         """Steps of an epoch."""
-        chips = int(self._counts.sum())
+        chips = self.chips
         return chips // self._batch_size if self._drop_last else -(-chips // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -181,7 +193,7 @@ def read_chips(
 
     Raises GeoLinkError: a split without chips, a missing or damaged shard.
     """
-    source = _Source(dataset, dataset.split_rows(split), min_valid)
+    source = _Source(dataset, dataset.split_rows(split), min_valid, Quality())
     counts = source.counts()
     windows = [_Window(np.array([n]), np.arange(count)) for n, count in enumerate(counts)]
     start = np.arange(0, int(counts.sum()), batch_size)
@@ -205,22 +217,34 @@ class _Source:
     dataset: Dataset
     rows: Sequence[SnapshotRow]
     min_valid: float
+    quality: Quality
 
     def counts(self) -> NDArray[np.int64]:
-        """Chips of each shard."""
-        if self.min_valid <= 0:
+        """Chips of each shard; shards are read only if `min_valid` asks for it."""
+        if self.min_valid <= 0 and not self.quality.drop:
             return np.array([row.chips for row in self.rows], np.int64)
-        valid = (read_shard(self.dataset, row, ("valid",))["valid"] for row in self.rows)
-        return np.array([np.count_nonzero(v >= self.min_valid) for v in valid], np.int64)
+        return np.array([np.count_nonzero(self._kept(row)) for row in self.rows], np.int64)
+
+    def _kept(self, row: SnapshotRow) -> NDArray[np.bool_]:
+        kept = self.quality.kept(np.array(row.chip_findings, np.uint32))
+        if self.min_valid > 0:
+            kept &= read_shard(self.dataset, row, ("valid",))["valid"] >= self.min_valid
+        return kept
 
     def read(self, shard: int) -> Arrays:
-        """A shard's arrays with its tags as rows of the vocabulary, and weights for them."""
+        """A shard's arrays with its tags as rows of the vocabulary, and weights for them.
+
+        Also which chips are `kept`, and the `weight` of each.
+        """
         arrays = read_shard(self.dataset, self.rows[shard], STREAMED)
         rows = tag_rows(self.dataset, arrays.pop("tag"))[arrays["object_tag"]]
         arrays["object_tag"] = rows
         arrays["tag_weight"] = normalise_tag_weight(
             arrays["object_tag_offset"], self.dataset.key_weight[rows]
         )
+        finding = arrays.pop("finding")
+        arrays["weight"] = self.quality.weight(finding)
+        arrays["kept"] = self.quality.kept(finding) & (arrays["valid"] >= self.min_valid)
         return arrays
 
 
@@ -286,17 +310,17 @@ def _load(
         reading = [] if following is None else [
             reader.submit(source.read, int(n)) for n in following.shards
         ]  # fmt: skip
-        yield _Chips(shards, source.min_valid)
+        yield _Chips(shards)
 
 
 class _Chips:
     """The chips of a window."""
 
-    def __init__(self, shards: list[Arrays], min_valid: float) -> None:
+    def __init__(self, shards: list[Arrays]) -> None:
         self._images = [arrays.pop("image") for arrays in shards]
         self._first = np.cumsum([0, *(len(image) for image in self._images)])
         self._arrays = _join(shards)
-        self._kept = np.flatnonzero(self._arrays["valid"] >= min_valid)
+        self._kept = np.flatnonzero(self._arrays.pop("kept"))
 
     def take(self, chips: NDArray[np.int64]) -> Arrays:
         """Arrays of some chips, as a shard holds them; within them in stored order."""
@@ -313,7 +337,7 @@ class _Chips:
         patches, patch_offset = csr_take(a["patch_offset"], objects)
         return {
             "image": self._take_images(rows),
-            **{name: pick(name, rows) for name in _CHIP},
+            **{name: pick(name, rows) for name in (*_CHIP, "weight")},
             "object_offset": object_offset,
             **{name: pick(name, objects) for name in _OBJECT},
             "object_tag_offset": tag_offset,
@@ -373,6 +397,7 @@ def _batch(a: Arrays) -> Batch:
         image=torch.from_numpy(a["image"]),
         graph=graph,
         valid=torch.from_numpy(a["valid"]),
+        weight=torch.from_numpy(a["weight"]),
         chip_id=a["chip_id"],
         center_lonlat=torch.from_numpy(a["center_lonlat"]),
         label_patch=torch.from_numpy(a["label_patch"]),

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from schemas.base import Config
+from schemas.findings import CHIP_FLAGS, flagged
 from schemas.storage import Location
 
 
@@ -65,6 +68,38 @@ class Augment(Config):
     ] = 0.1
 
 
+class Quality(Config):
+    """Which chips are learnt from, and how much each counts, by their findings."""
+
+    drop: Annotated[
+        tuple[str, ...], Field(description="Chips with one of these findings are left out.")
+    ] = ()
+    weights: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]],
+        Field(description="Weight in the loss of chips with a finding; several are multiplied."),
+    ] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = [c for c in (*self.drop, *self.weights) if c not in CHIP_FLAGS]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]!r} is no finding of chips; known: {', '.join(CHIP_FLAGS)}"
+            )
+        return self
+
+    def kept(self, finding: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """[chip]: whether chips are learnt from, by their array `finding`."""
+        return ~flagged(finding, self.drop)
+
+    def weight(self, finding: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """[chip]: weights in the loss; 1 where nothing is said."""
+        weight = np.ones(len(finding), np.float32)
+        for code, factor in sorted(self.weights.items()):
+            weight[flagged(finding, [code])] *= np.float32(factor)
+        return weight
+
+
 class TrainConfig(Config):
     """What `geolink pretrain` needs. Relative paths are taken from the config file's folder."""
 
@@ -75,6 +110,7 @@ class TrainConfig(Config):
         "train"
     )
     model: Annotated[ModelConfig, Field(description="Sizes and loss weights.")] = ModelConfig()
+    quality: Annotated[Quality, Field(description="Chips by their findings.")] = Quality()
     augment: Annotated[Augment, Field(description="Augmentation.")] = Augment()
     seed: Annotated[int, Field(ge=0, description="Seed of weights, order and masks.")] = 0
     epochs: Annotated[int, Field(ge=1, description="Passes over the split.")] = 20

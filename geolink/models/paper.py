@@ -114,6 +114,7 @@ class GeoLink(nn.Module):
         images: Tensor,
         graph: GraphBatch,
         *,
+        weight: Tensor | None = None,
         mask_noise: Tensor | None = None,
         node_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -123,6 +124,7 @@ class GeoLink(nn.Module):
         Args:
             images: float [B, bands, image_size, image_size], normalised.
             graph: the chips' OSM graphs.
+            weight: float32 [B], how much each chip counts in the losses. Default: 1.
             mask_noise: float [B, L]; the patches with the least noise stay visible. Default: drawn.
             node_mask: bool [M], nodes whose tags are hidden. Default: drawn.
             generator: of what is drawn, on the images' device. Attention dropout (training mode)
@@ -161,11 +163,11 @@ class GeoLink(nn.Module):
 
         target = _rows(features, slot)
         losses = {
-            "reconstruction": reconstruction_loss(prediction, patches, masked),
+            "reconstruction": reconstruction_loss(prediction, patches, masked, weight),
             "contrast": contrast_loss(
-                image_projection, region_projection, c.temperature, has_region
+                image_projection, region_projection, c.temperature, has_region, weight
             ),
-            "consistency": consistency_loss(self.osm_node_pred(fused), target, valid),
+            "consistency": consistency_loss(self.osm_node_pred(fused), target, valid, weight),
         }
         total = (
             losses["reconstruction"]

@@ -115,7 +115,7 @@ def train_step(t: Training, batch: Batch, lr: float) -> tuple[dict[str, Tensor],
     # Not `fabric.setup(model)`: that forward rounds pixels and positions to the low precision
     # before the model sees them; autocast rounds the matrix products only.
     with t.fabric.autocast():
-        losses = t.model(images, graph)
+        losses = t.model(images, graph, weight=batch.weight.to(t.fabric.device, non_blocking=True))
     t.fabric.backward(losses["total"])
     grad_norm = t.fabric.clip_gradients(
         t.model, t.optimizer, max_norm=t.config.clip, error_if_nonfinite=False

@@ -67,11 +67,11 @@ def set_up(config: TrainConfig) -> Training:
     began_with = open_run(config)
     dataset = open_dataset(config.dataset, began_with or config.snapshot)
     table = tag_table(dataset).astype(np.float32)
-    check_fits(config, dataset, table.shape[1], device)
     stream = ShardStream(
         dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
-        window_shards=config.window_shards, readers=config.readers,
+        window_shards=config.window_shards, readers=config.readers, quality=config.quality,
     )  # fmt: skip
+    check_fits(config, dataset, table.shape[1], stream.chips, device)
     steps = config.epochs * len(stream)
     fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
@@ -143,7 +143,9 @@ def describe(config: TrainConfig, dataset: Dataset, steps: int) -> CheckpointMet
     )  # fmt: skip
 
 
-def check_fits(config: TrainConfig, dataset: Dataset, tag_dim: int, device: torch.device) -> None:
+def check_fits(
+    config: TrainConfig, dataset: Dataset, tag_dim: int, chips: int, device: torch.device
+) -> None:
     """Raises GeoLinkError if model, batch, dataset and device do not fit one another."""
     info = dataset.info
     sizes = {
@@ -156,11 +158,12 @@ def check_fits(config: TrainConfig, dataset: Dataset, tag_dim: int, device: torc
                 f"model.{name} is {given}, but {dataset.path} has {size}: write\n"
                 f"model:\n  {name}: {size}"
             )
-    chips = sum(row.chips for row in dataset.split_rows(config.split))
     if chips < config.batch_size:
         raise GeoLinkError(
             f"batch_size is {config.batch_size}, but split {config.split!r} of {dataset.path} has "
-            f"only {chips} chips: use a smaller batch_size"
+            f"only {chips} chips"
+            + (" without the findings that quality drops" if config.quality.drop else "")
+            + ": use a smaller batch_size"
         )
     if config.precision == "16-mixed" and device.type != "cuda":
         raise GeoLinkError("precision 16-mixed needs a CUDA GPU: use 32-true or bf16-mixed")

@@ -421,6 +421,40 @@ def test_consistency_is_the_mean_error_of_masked_nodes() -> None:
     torch.testing.assert_close(consistency_loss(prediction, target, valid), expected)
 
 
+def test_weights_make_losses_weighted_means_over_chips() -> None:
+    torch.manual_seed(3)
+    patches, prediction = torch.randn(4, 16, 12), torch.randn(4, 16, 12)
+    image, region = torch.randn(4, 8), torch.randn(4, 8)
+    target, hidden = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+    one, every = torch.ones(4), torch.ones(4, dtype=torch.bool)
+    masked = torch.rand(4, 16).argsort(1) < 12
+    valid = torch.ones(4, 3, dtype=torch.bool)
+
+    def losses(weight: torch.Tensor | None, rows: slice = slice(None)) -> list[torch.Tensor]:
+        return [
+            reconstruction_loss(prediction[rows], patches[rows], masked[rows], weight),
+            consistency_loss(hidden[rows], target[rows], valid[rows], weight),
+        ]
+
+    def contrast(weight: torch.Tensor | None, some: torch.Tensor = every) -> torch.Tensor:
+        return contrast_loss(image, region, 0.2, some, weight)
+
+    # Weights of 1 change no bit, nor does a common factor change the mean.
+    for found, plain in zip([*losses(one), contrast(one)], [*losses(None), contrast(None)]):
+        assert torch.equal(found, plain)
+    torch.testing.assert_close(losses(0.01 * one), losses(None))
+    # Every chip has as many patches and nodes, so the loss is the weighted mean of theirs.
+    weight = torch.tensor([1.0, 0.5, 0.0, 2.0])
+    for n, found in enumerate(losses(weight)):
+        alone = torch.stack([losses(None, slice(b, b + 1))[n] for b in range(4)])
+        torch.testing.assert_close(found, (alone * weight).sum() / weight.sum())
+    # A chip of weight 0 is no positive, but still a negative of the others.
+    alone = torch.stack([contrast(torch.eye(4)[b]) for b in range(4)])
+    torch.testing.assert_close(contrast(weight), (alone * weight).sum() / weight.sum())
+    assert contrast(weight) != contrast(weight, weight > 0)
+    assert contrast(torch.zeros(4)) == 0
+
+
 def test_positions_of_patches_and_anchors_are_the_same_function() -> None:
     model = make_model()
     # A point at the top-left corner of patch (x=2, y=1) of a 4 x 4 grid has that patch's position.

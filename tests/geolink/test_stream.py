@@ -20,6 +20,8 @@ from geolink.graph import pack
 from geolink.reader import Arrays, Dataset, open_dataset, read_shard
 from geolink.stream import Batch, ShardStream, read_chips
 from schemas.errors import GeoLinkError
+from schemas.findings import CHIP_FLAGS
+from schemas.training import Quality
 from tests.shards import TAGS, make_dataset, tag_id
 
 Key = tuple[int, int]
@@ -232,6 +234,48 @@ def test_chips_of_too_few_valid_pixels_are_left_out(dataset: Dataset) -> None:
         found = [key for batch in batches for key in keys(batch)]
         assert sorted(found) == sorted(key for key, v in valid.items() if v >= 0.75)
         assert 0 < len(found) < len(valid)
+
+
+def test_chips_with_findings_are_left_out_or_weighed(dataset: Dataset) -> None:
+    quality = Quality(drop=("chip_shifted", "chip_cloudy"),
+                      weights={"chip_seam": 0.5, "chip_osm_empty": 0.25})  # fmt: skip
+    finding = {key: int(s["finding"][n]) for key, (s, n) in chips_of(dataset).items()}
+    bit = {code: 1 << n for n, code in enumerate(CHIP_FLAGS)}
+    drop = bit["chip_shifted"] | bit["chip_cloudy"]
+    source = make_stream(dataset, split=None, quality=quality, drop_last=False)
+    weight = {k: w for b in source for k, w in zip(keys(b), b.weight.tolist(), strict=True)}
+    assert weight.keys() == {key for key, bits in finding.items() if not bits & drop}
+    assert 0 < len(weight) == source.chips < len(finding)
+    for key, found in weight.items():
+        seam, empty = (bool(finding[key] & bit[c]) for c in ("chip_seam", "chip_osm_empty"))
+        assert found == 0.5**seam * 0.25**empty
+    assert set(weight.values()) == {1.0, 0.5, 0.25, 0.125}
+
+
+def test_findings_are_filtered_without_reading_shards(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a shard was read")
+
+    monkeypatch.setattr(stream, "read_shard", refuse)
+    source = make_stream(dataset, quality=Quality(drop=("chip_shifted",)))
+    assert 0 < source.chips < sum(r.chips for r in dataset.split_rows("train"))
+
+
+def test_a_stream_without_some_chips_goes_on_where_it_stood(dataset: Dataset) -> None:
+    options = {"quality": Quality(drop=("chip_shifted",)), "batch_size": 2}
+    whole = epoch(make_stream(dataset, **options))
+    first = make_stream(dataset, **options)
+    begun = [sorted(keys(batch)) for batch in islice(first, 3)]
+    second = make_stream(dataset, **options)
+    second.load_state_dict(first.state_dict())
+    assert begun + epoch(second) == whole
+    # Weights do not change the order; what is dropped does.
+    weighed = Quality(drop=("chip_shifted",), weights={"chip_seam": 0.5})
+    make_stream(dataset, quality=weighed, batch_size=2).load_state_dict(first.state_dict())
+    with pytest.raises(GeoLinkError, match="drop was"):
+        make_stream(dataset, batch_size=2).load_state_dict(first.state_dict())
 
 
 def test_chips_are_read_in_stored_order(dataset: Dataset) -> None:

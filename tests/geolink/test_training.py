@@ -21,6 +21,7 @@ from geolink.training.log import read_log
 from geolink.training.loop import RunResult, pretrain
 from geolink.training.optim import learning_rate
 from schemas.errors import GeoLinkError
+from schemas.findings import CHIP_FLAGS
 from schemas.sensor import SENTINEL_2_L2A
 from schemas.training import ModelConfig, TrainConfig
 from tests.shards import make_dataset
@@ -303,3 +304,21 @@ def test_the_rate_rises_and_falls_as_a_half_cosine() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.01
     assert learning_rate(c.model_copy(update={"warmup": 0.0}), 1, 100) == 2.0
+
+
+def test_a_run_learns_only_from_chips_without_findings_and_weighs_the_others(
+    dataset: Path, tmp_path: Path
+) -> None:
+    plain = pretrain(config(dataset, tmp_path / "plain"))
+    ones = {"weights": {"chip_seam": 1.0}}
+    pretrain(config(dataset, tmp_path / "ones", quality=ones))
+    assert figures(tmp_path / "ones") == figures(tmp_path / "plain")
+    half = {"weights": {"chip_seam": 0.5}}
+    pretrain(config(dataset, tmp_path / "half", quality=half))
+    assert figures(tmp_path / "half") != figures(tmp_path / "plain")
+    less = pretrain(config(dataset, tmp_path / "less", quality={"drop": ["chip_cloudy"]}))
+    assert 0 < less.steps < plain.steps
+    with pytest.raises(GeoLinkError, match="without the findings that quality drops"):
+        pretrain(config(dataset, tmp_path / "none", quality={"drop": list(CHIP_FLAGS)}))
+    with pytest.raises(ValueError, match="'chip_blue' is no finding of chips"):
+        config(dataset, tmp_path / "bad", quality={"drop": ["chip_blue"]})
