@@ -15,7 +15,7 @@ from pipelines.alignment import align, shift_m
 from pipelines.anchors import build_anchors
 from pipelines.checks import check_chips
 from pipelines.correspondence import build_correspondence
-from pipelines.execute import run_tasks
+from pipelines.execute import Failure, run_tasks
 from pipelines.inputs import Inputs, read_inputs
 from pipelines.labels import cut_labels, densities
 from pipelines.objects import Objects, clip
@@ -193,11 +193,11 @@ def build_dataset(
     while pending:
         outcomes = run_tasks(build_shard, pending, workers=workers, scheduler=scheduler)
         for done, (task, outcome, seconds[task.shard]) in enumerate(outcomes, start=1):
-            row = outcome if isinstance(outcome, SnapshotRow) else None
-            if row is not None:
-                rows.append(row)
+            row = None if isinstance(outcome, Failure) else outcome
+            if isinstance(outcome, Failure):
+                result.failed[task.shard] = outcome.reason
             else:
-                result.failed[task.shard] = f"{type(outcome).__name__}: {outcome}"
+                rows.append(outcome)
             if progress:
                 progress(done, len(pending), row)
         # A shard that no snapshot names yet may have been removed by `geolink gc` meanwhile.

@@ -11,12 +11,13 @@ from typing import Any
 import requests
 
 from pipelines import remote
-from pipelines.remote import NetworkFault, public, retry_after
-from schemas.errors import GeoLinkError
+from pipelines.remote import public, retry_after
+from schemas.errors import GeoLinkError, NetworkFault
 from schemas.storage import locked, writing
 
 _TIMEOUT_S = (10.0, 60.0)
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
+"""Bytes written at a time: what is lost at most where a transfer breaks off."""
 
 
 class _TryAgain(Exception):

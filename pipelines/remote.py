@@ -25,7 +25,7 @@ import rasterio
 import requests
 from rasterio.errors import RasterioError
 
-from schemas.errors import GeoLinkError
+from schemas.errors import GeoLinkError, NetworkFault
 
 T = TypeVar("T")
 
@@ -67,10 +67,6 @@ _PASSING_TEXT = re.compile(
     r"CURL error|timed out|Timeout|[Cc]onnection (?:was )?reset|"
     r"(?:response code|error code|status)[^0-9]{0,40}(?:408|425|429|5\d\d)"
 )
-
-
-class NetworkFault(GeoLinkError):
-    """A fault that may pass: the same run again can succeed."""
 
 
 class Refused(GeoLinkError):

@@ -1,4 +1,4 @@
-"""The one exception that is a message to a user."""
+"""Exceptions that are messages to a user."""
 
 
 class GeoLinkError(Exception):
@@ -6,3 +6,7 @@ class GeoLinkError(Exception):
 
     The CLI prints it without a traceback and exits with status 2.
     """
+
+
+class NetworkFault(GeoLinkError):
+    """A fault of the network or of a server that may pass: the same run again can succeed."""
