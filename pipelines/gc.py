@@ -181,14 +181,19 @@ def _remove(
     for name, data in markers.items():
         if name.removesuffix("/zarr.json") in needed:
             files.write(name, data)
+    # A build may have made a vocabulary young, or a program a pin, since they were listed.
+    there = {e for folder in ("tags", "pins", "snapshots") for e in files.entries(folder)}
     removed = []
     for group in groups:
         if group.name in needed:
             continue
-        if not group.name.startswith("shards/"):
-            files.delete([group.name])
-        elif not files.delete_group(group.name, group.files):
+        if group.name.startswith("shards/"):
+            if not files.delete_group(group.name, group.files):
+                continue
+        elif "/" in group.name and not there.issuperset(group.files):
             continue
+        else:
+            files.delete([group.name])
         removed.append(group)
     names = {g.name for g in removed}
     return removed, [g.name for g in groups if g.name not in names]

@@ -30,7 +30,7 @@ from schemas.dataset import (
     vocabulary_name,
 )
 from schemas.errors import GeoLinkError
-from schemas.storage import Location, storage, writing
+from schemas.storage import Location, Storage, storage, writing
 
 if TYPE_CHECKING:
     from pipelines.objects import Features, Objects
@@ -130,13 +130,23 @@ def write_vocabulary(dataset: Location, rows: Sequence[SnapshotRow], encoder: st
     table_name = tag_table_name(key, encoder)
     files = storage(dataset)
     with writing(str(dataset)):
-        files.create(vocabulary_name(key), _vocabulary_bytes(vocabulary))
-        if not files.exists(table_name):
+        if not _renewed(files, vocabulary_name(key)):
+            files.create(vocabulary_name(key), _vocabulary_bytes(vocabulary))
+        if not _renewed(files, table_name):
             known = _latest_table(dataset, encoder)
             buffer = io.BytesIO()
             np.save(buffer, extend_table(vocabulary, encoder, known), allow_pickle=False)
             files.create(table_name, buffer.getvalue())
     return key
+
+
+def _renewed(files: Storage, name: str) -> bool:
+    """Whether a file is there; if so it is made young, so that `geolink gc` leaves it."""
+    try:
+        files.touch(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class TagTable(NamedTuple):

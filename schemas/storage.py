@@ -143,10 +143,15 @@ class LocalStorage:
     def entries(self, prefix: str = "") -> list[Entry]:
         """Every finished file below a folder, by name."""
         entries = []
-        for path in (self.folder / prefix).rglob("*"):
-            name = path.relative_to(self.folder).as_posix()
-            if _PARTIAL not in name and path.is_file():
-                stat = path.stat()
+        # A walk passes over folders, and the loop over files, that another process removes.
+        for folder, folders, names in os.walk(self.folder / prefix):
+            folders[:] = [f for f in folders if _PARTIAL not in f]
+            for path in (Path(folder, n) for n in names if _PARTIAL not in n):
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:
+                    continue
+                name = path.relative_to(self.folder).as_posix()
                 modified = datetime.fromtimestamp(stat.st_mtime, UTC)
                 entries.append(Entry(name, stat.st_size, modified))
         return sorted(entries)
@@ -320,7 +325,7 @@ class ObjectStorage:
         with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
             contents = list(pool.map(self.read, names))
         plain = (n.removeprefix(f"{name}/") for n in names)
-        return _Memory(dict(zip(plain, contents, strict=True)))
+        return MemoryFiles(dict(zip(plain, contents, strict=True)))
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file; False if it is there with other content.
@@ -408,7 +413,7 @@ class ObjectStorage:
             raise OSError(f"{self.bucket}/{self._path(name)}: {reason}") from error
 
 
-class _Memory:
+class MemoryFiles:
     """Files in memory."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
