@@ -25,7 +25,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from numpy.typing import NDArray
-from pydantic import BeforeValidator
+from pydantic import AfterValidator
 
 from schemas.errors import GeoLinkError
 
@@ -40,7 +40,7 @@ def _parse(value: object) -> object:
     return value
 
 
-Location = Annotated[Path | str, BeforeValidator(_parse)]
+Location = Annotated[Path | str, AfterValidator(_parse)]
 """A folder, or the address of a prefix of an object store, such as `s3://bucket/prefix`."""
 
 
