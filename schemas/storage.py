@@ -40,7 +40,7 @@ def _parse(value: object) -> object:
     return value
 
 
-Location = Annotated[Path | str, AfterValidator(_parse)]
+Location = Annotated[str | Path, AfterValidator(_parse)]
 """A folder, or the address of a prefix of an object store, such as `s3://bucket/prefix`."""
 
 
