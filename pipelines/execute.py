@@ -27,7 +27,8 @@ DEATHS = 3
 """Workers that may die over one task of a local cluster, before it counts as failed."""
 _DOWN_AFTER = 8
 """Tasks lost to the network one after the other (at least), until the network counts as down."""
-_WORKERS_WAIT_S = 60.0
+_REACH_S, _WORKERS_WAIT_S = 30.0, 60.0
+"""How long a scheduler may take to answer, and until it has a worker."""
 _LOOK_S = 5.0
 """How often it is asked how many workers there are."""
 
@@ -191,7 +192,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(scheduler, timeout=30)
+        client = Client(scheduler, timeout=_REACH_S)
     except (OSError, ValueError) as error:
         raise GeoLinkError(
             f"cannot reach a Dask scheduler at {scheduler} ({error}); check the address, or leave "
