@@ -85,7 +85,7 @@ def find_shard(dataset: Location, shard: str, key: str) -> StoredShard | None:
     except GeoLinkError as error:
         _log.warning("%s; it is built anew", error)
         return None
-    return _stored(path, _read_files(dataset, path), attributes, sizes)
+    return _stored(path, read_files(dataset, path), attributes, sizes)
 
 
 def adopt_shard(dataset: Location, shard: str, key: str) -> StoredShard | None:
@@ -140,24 +140,6 @@ def write_shard(
     return _stored(path, files, kept, sizes)
 
 
-def verify_shard(dataset: Location, row: SnapshotRow) -> None:
-    """Compare a published shard's files with the checksum in its snapshot.
-
-    Raises GeoLinkError naming the array that is missing or damaged.
-    """
-    try:
-        files = _read_files(dataset, row.path)
-    except OSError as error:
-        raise GeoLinkError(f"cannot read {error.filename}: {error.strerror}") from error
-    if files and checksum(files) == row.checksum:
-        return
-    read_arrays(dataset, row.path)
-    raise GeoLinkError(
-        f"shard {join(dataset, row.path)} reads well but is not the one that was published "
-        f"(checksum {checksum(files)} instead of {row.checksum}); remove it and build again"
-    )
-
-
 def shard_attributes(dataset: Location, path: str) -> dict[str, Any]:
     """Attributes of a stored shard.
 
@@ -186,7 +168,8 @@ def checksum(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def _read_files(dataset: Location, path: str) -> dict[str, bytes]:
+def read_files(dataset: Location, path: str) -> dict[str, bytes]:
+    """Every file of a shard by relative name; empty where there is none. Raises OSError."""
     files = storage(dataset)
     names = [e.name for e in files.entries(path)]
     return {name.removeprefix(f"{path}/"): files.read(name) for name in names}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import xarray as xr
 import zarr
 
 from pipelines import store
-from pipelines.store import find_shard, prepare_dataset, verify_shard, write_info, write_shard
+from pipelines.store import find_shard, prepare_dataset, write_info, write_shard
+from pipelines.verify import read_stored
 from schemas.dataset import read_arrays, read_info
 from schemas.errors import GeoLinkError
 from schemas.grid import Block
@@ -101,23 +103,21 @@ def test_arrays_that_break_the_layout_are_not_written(tmp_path: Path) -> None:
 
 def test_any_changed_byte_of_a_shard_is_noticed(tmp_path: Path) -> None:
     row = store_row(tmp_path, BLOCK, random_arrays(6, chips=2, objects=3))
-    verify_shard(tmp_path, row)
+    assert read_stored(tmp_path, row)[2] == []
     rng = np.random.default_rng(0)
     for name, data in files(tmp_path / row.path).items():
         path = tmp_path / row.path / name
+        named = f"'{path.parent.name}'|checksum|zarr.json"
         changed = bytearray(data)
         changed[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(changed)
-        with pytest.raises(GeoLinkError, match=f"'{path.parent.name}'|checksum|missing"):
-            verify_shard(tmp_path, row)
-        path.write_bytes(data[:-1])
-        with pytest.raises(GeoLinkError, match=f"'{path.parent.name}'|checksum|missing"):
-            verify_shard(tmp_path, row)
-        path.unlink()
-        with pytest.raises(GeoLinkError, match=f"'{path.parent.name}'|checksum|missing"):
-            verify_shard(tmp_path, row)
-        path.write_bytes(data)
-    verify_shard(tmp_path, row)
+        for left in (bytes(changed), data[:-1], None):
+            path.unlink()
+            if left is not None:
+                path.write_bytes(left)
+            faults = read_stored(tmp_path, row)[2]
+            assert re.search(named, " ".join(faults)), (name, faults)
+            path.write_bytes(data)
+    assert read_stored(tmp_path, row)[2] == []
 
 
 def test_a_damaged_chunk_is_named_when_it_is_read(tmp_path: Path) -> None:
