@@ -191,7 +191,9 @@ class _Block:
 
     def result(self, order: Sequence[int], made: Composite) -> BlockImage:
         """The block with what is to be said of it."""
-        place, used = self.loader.place, np.unique(made.rank[made.rank >= 0]).tolist()
+        place = self.loader.place
+        pixels = np.bincount(made.rank.ravel() + 1, minlength=len(order) + 1)
+        used = np.flatnonzero(pixels[1:]).tolist()
         index = np.full(len(order) + 1, -1, np.int16)
         index[used] = np.arange(len(used))
         scenes = [self.scenes[order[rank]] for rank in used]

@@ -1,5 +1,6 @@
 """Reading scenes onto a block: each by one lazy `stackstac.stack` that is then computed."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import dask
 import numpy as np
+import rasterio
 import stackstac
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
@@ -32,6 +35,7 @@ from pipelines.select import Look
 from schemas.grid import Bounds
 from schemas.sensor import Mask, Sensor
 
+_CACHE_MB = 128
 _LOOK_CELLS = 256
 """Cells along a side of the lattice on which masks are compared."""
 
@@ -146,8 +150,7 @@ class Loader:
         # stackstac leaves out items and bands that do not meet the bounds.
         if not array.size:
             return None
-        # Nothing to fuse: a task a band.
-        data = array.data.compute(optimize_graph=False, **self.scheduler)[0]
+        data = self._computed(array.data)[0]
         present = [list(assets).index(name) for name in array["band"].values]
         if len(present) == len(assets):
             pixels: NDArray[Any] = np.require(data, requirements="W")
@@ -155,6 +158,16 @@ class Loader:
         whole = np.full((len(assets), *data.shape[1:]), fill)
         whole[present] = data
         return whole
+
+    def _computed(self, array: Any) -> NDArray[Any]:
+        """A lazy array's pixels; there is nothing in its graph to fuse."""
+        if self.remote:
+            pixels: NDArray[Any] = array.compute(optimize_graph=False, **self.scheduler)
+            return pixels
+        # The one chunk as it is: an array's `compute` would copy it.
+        chunk = array.to_delayed(optimize_graph=False).item()
+        (pixels,) = dask.compute(chunk, optimize_graph=False, **self.scheduler)
+        return pixels
 
 
 def invalid_values(mask: Mask) -> NDArray[np.bool_]:
@@ -174,6 +187,10 @@ def open_loader(
     clipped: dict[str, int] = {}
     remote = any(is_remote(a.href) for s in scenes for a in s.bands)
     with ExitStack() as stack:
+        # Decoded blocks are kept with the files that stay open; GDAL's own limit is a share of the
+        # machine's memory, which every worker would take.
+        if "GDAL_CACHEMAX" not in os.environ:
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
         files = stack.enter_context(open_files(remote))
         scheduler: dict[str, Any] = {"scheduler": "synchronous"}
         if remote:

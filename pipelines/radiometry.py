@@ -142,7 +142,7 @@ def offset_contradiction(
     taken off, though no band goes below 950 and three begin at up to 1400 (three, because blue is
     so dark in a desert, and short-wave infrared in snow). Places with nothing dark are never named.
     """
-    step = max(1, round((clear.size / 250_000) ** 0.5))
+    step = max(1, round((clear.size / 60_000) ** 0.5))
     sampled = image[:, ::step, ::step]
     seen = clear[::step, ::step] & (sampled != nodata).all(axis=0)
     if np.count_nonzero(seen) < _FEWEST_PIXELS:

@@ -21,7 +21,7 @@ from rasterio.windows import from_bounds
 from pipelines.imagery import BlockImage, cut_chips, load_block
 from pipelines.items import Scene, scene_of_item
 from pipelines.plan import STAGES
-from pipelines.rasters import to_storage
+from pipelines.rasters import open_files, to_storage
 from pipelines.scenes import find_scenes
 from pipelines.select import Rules, SceneIndex, choose
 from schemas.errors import GeoLinkError
@@ -502,3 +502,19 @@ def test_the_bytes_of_this_stage_change_only_with_its_version(tmp_path: Path) ->
     for array in (block.image, block.valid, block.scene, *cut_chips(block, 2, 64)):
         digest.update(np.ascontiguousarray(array).tobytes())
     assert (STAGES["scenes"], digest.hexdigest()[:16]) == GOLDEN
+
+
+def test_files_stay_open_between_blocks_and_are_opened_anew_when_they_change(
+    tmp_path: Path,
+) -> None:
+    scene = scene_in(tmp_path, write_scene(tmp_path, "a", seed=1), PLAIN)
+    before = load([scene], PLAIN)
+    with open_files(remote=False) as files:
+        kept = len(files._open)
+        again = load([scene], PLAIN)
+        assert len(files._open) == kept > 0
+    np.testing.assert_array_equal(before.image, again.image)
+    write_tif(tmp_path / "a" / "red.tif", random_dn(77, (256, 256)), 10)
+    after = load([scene], PLAIN)
+    np.testing.assert_array_equal(after.image[:2], windows(tmp_path, "a", BLOCK))
+    assert (after.image[0] != before.image[0]).any()
