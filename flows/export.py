@@ -21,7 +21,8 @@ from schemas.dataset import Snapshot, SnapshotRow, read_arrays, read_info, read_
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.splits import SPLITS
-from schemas.storage import LocalStorage, Location, writing
+from schemas.storage import Location, writing
+from schemas.storage_local import LocalStorage
 
 FORMATS = ("geotiff", "png", "geoparquet", "webdataset", "pyg", "stac")
 

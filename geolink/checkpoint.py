@@ -12,7 +12,6 @@ Nothing in them is executed when they are read.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from geolink.models.paper import GeoLink
 from schemas.errors import GeoLinkError
+from schemas.storage_local import flush
 from schemas.training import TrainConfig
 
 MODEL, OPTIMIZER, META, TRAINER = (
@@ -102,11 +102,11 @@ def save_checkpoint(
         (partial / META).write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            flush(path)
         # There is one of that name only if it was damaged and its steps were done again.
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _sync(run)
+        flush(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise GeoLinkError(f"cannot write checkpoint {target}: {error}") from error
@@ -256,12 +256,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise GeoLinkError(f"{path} is no checkpoint's file: it holds no mapping")
     return data
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

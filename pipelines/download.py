@@ -13,7 +13,8 @@ import requests
 from pipelines import remote
 from pipelines.remote import public, retry_after
 from schemas.errors import GeoLinkError, NetworkFault
-from schemas.storage import locked, writing
+from schemas.storage import writing
+from schemas.storage_local import locked
 
 _TIMEOUT_S = (10.0, 60.0)
 _CHUNK = 1 << 16

@@ -26,9 +26,9 @@ from pipelines.remote import public
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds
 from schemas.sources import OsmSource, Region
-from schemas.storage import locked
+from schemas.storage_local import locked
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 """Raise it when the converted file changes for the same input."""
 
 
@@ -216,6 +216,17 @@ def block_digests(extract: Extract, boxes: Sequence[Bounds]) -> list[str]:
             np.add.at(total, box, values)
             np.add.at(mixed, box, values * (values | np.uint64(1)))
     return [_digest(*sums) for sums in zip(count.tolist(), total.tolist(), mixed.tolist())]
+
+
+def check_reach(extract: Extract, boxes: Sequence[Bounds], region: BaseGeometry) -> None:
+    """Raises GeoLinkError if an extract reaches into none of some boxes, which cover the region."""
+    bounds = row_group_bounds(pq.read_metadata(extract.parquet))
+    query, _ = _split_at_antimeridian(
+        [(w, s, (e + 180.0) % 360.0 - 180.0 if e > 180.0 else e, n) for w, s, e, n in boxes]
+    )
+    tree = shapely.STRtree(shapely.box(*query.T))
+    if not len(tree.query(shapely.box(*bounds.T), predicate="intersects")[0]):
+        raise GeoLinkError(no_object(extract, region))
 
 
 def no_object(extract: Extract, region: BaseGeometry) -> str:

@@ -42,7 +42,8 @@ from schemas.dataset import (
 from schemas.errors import GeoLinkError
 from schemas.layout import ARRAYS
 from schemas.pins import read_pins
-from schemas.storage import Location, MemoryFiles, storage
+from schemas.storage import Location, storage
+from schemas.storage_objects import MemoryFiles
 
 _THREADS = 4
 """Shards read side by side: each is held in memory whole."""

@@ -15,7 +15,8 @@ from geolink.graph import normalise_tag_weight, pack
 from geolink.reader import Dataset, tag_rows
 from schemas.chips import ShardPart, take_chips
 from schemas.dataset import tag_table_name, vocabulary_name
-from schemas.storage import LocalStorage, storage
+from schemas.storage import storage
+from schemas.storage_local import LocalStorage
 
 _LABELS = ("label_pixel", "label_patch", "label_region", "bounds", "center_lonlat")
 

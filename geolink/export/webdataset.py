@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from schemas.chips import Arrays, ShardPart, take_chips
-from schemas.storage import LocalStorage
+from schemas.storage_local import LocalStorage
 
 _ARRAYS = ("image", "label_pixel", "label_patch", "label_region")
 _GRAPH = (

@@ -15,7 +15,7 @@ from rasterio.transform import from_bounds
 
 from schemas.cf import utm_wkt
 from schemas.chips import ShardPart
-from schemas.storage import LocalStorage
+from schemas.storage_local import LocalStorage
 from schemas.taxonomy import Taxonomy
 
 

@@ -21,7 +21,8 @@ from pipelines.export.tables import chip_table, object_table, relation_table
 from schemas.chips import ShardPart
 from schemas.dataset import DatasetInfo, Snapshot
 from schemas.grid import to_lonlat
-from schemas.storage import LocalStorage, Location, join
+from schemas.storage import Location, join
+from schemas.storage_local import LocalStorage
 
 _VERSION = "1.1.0"
 _EXTENSIONS = {

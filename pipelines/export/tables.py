@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from schemas.chips import ShardPart
 from schemas.grid import to_lonlat
 from schemas.layout import Kind, OsmType, Relation
-from schemas.storage import LocalStorage
+from schemas.storage_local import LocalStorage
 
 
 def write_tables(part: ShardPart, folder: Path) -> None:

@@ -24,7 +24,8 @@ from schemas.errors import GeoLinkError
 from schemas.grid import Block
 from schemas.layout import ARRAYS
 from schemas.sensor import SENTINEL_2_L2A
-from schemas.storage import locked, storage
+from schemas.storage import storage
+from schemas.storage_local import locked
 from tests.shards import make_grid, make_info, random_arrays, store_row
 
 BLOCK = Block(32632, 10, 100)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 from schemas.chunks import read_array
-from schemas.storage import LocalStorage
+from schemas.storage_local import LocalStorage
 
 BLOSC = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=8)
 KEYS = {"name": "default", "separator": "."}
