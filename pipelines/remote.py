@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import rasterio
 import requests
 from rasterio.errors import RasterioError
+from urllib3.exceptions import HTTPError as Urllib3Error
 
 from schemas.errors import GeoLinkError, NetworkFault
 
@@ -281,7 +282,8 @@ def _request(
         with by.request(
             method, url, timeout=(CONNECT_S, READ_S), stream=True, **arguments
         ) as answer:
-            for part in answer.iter_content(65_536):
+            # As it comes: to fill a buffer from a dripping server could take for ever.
+            while part := answer.raw.read1(65_536, decode_content=True):
                 parts.append(part)
                 if time.monotonic() > ends:
                     return _Answer(None, b"", 0.0, f"no whole answer in {WHOLE_S:g} s")
@@ -290,6 +292,8 @@ def _request(
             reason = f"{answer.status_code} {answer.reason or ''}".strip()
             wait = retry_after(answer.headers.get("Retry-After"))
             return _Answer(answer.status_code, b"".join(parts), wait, reason)
+    except Urllib3Error:
+        return _Answer(None, b"", 0.0, "the connection was cut")
     except requests.RequestException as error:
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             raise GeoLinkError(f"{public(url)} is no address that can be asked") from None
@@ -302,7 +306,6 @@ def _plain(error: requests.RequestException) -> str:
         (requests.exceptions.SSLError, "its certificate cannot be trusted"),
         (requests.exceptions.ConnectTimeout, "no connection in time"),
         (requests.exceptions.ReadTimeout, "no answer in time"),
-        (requests.exceptions.ChunkedEncodingError, "the connection was cut"),
         (requests.exceptions.ConnectionError, "no connection"),
     )
     return next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)

@@ -11,6 +11,7 @@ import json
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import rustac
 import rustac_duckdb_extensions
@@ -25,7 +26,7 @@ def main(folder: Path) -> None:
     for collection in collections:
         parquet = folder / f"{collection['id']}.parquet"
         items = json.loads((folder / "items" / f"{collection['id']}.json").read_text())
-        asyncio.run(rustac.write(str(parquet), items))
+        asyncio.run(_write(parquet, items))
         collection["links"] = []
         collection["assets"] = {
             "data": {"href": str(parquet), "type": "application/vnd.apache.parquet"}
@@ -45,6 +46,10 @@ def main(folder: Path) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)  # noqa: T201
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+async def _write(path: Path, items: list[dict[str, Any]]) -> None:
+    await rustac.write(str(path), items)
 
 
 if __name__ == "__main__":
