@@ -266,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = (error.name or "").partition(".")[0]
         if root in {"schemas", "pipelines", "geolink", "flows"}:
             raise
-        extra = "train" if root in {"torch", "timm", "lightning", "tensorboard"} else "build"
+        train = {"torch", "torch_geometric", "timm", "lightning", "tensorboard"}
+        extra = "train" if root in train else "build"
         click.secho(
             f"geolink: this command needs {root!r}; install geolink-osm[{extra}] (or [all])",
             fg="red", err=True,
