@@ -157,19 +157,26 @@ def _difference(
 def _class_disagrees(image: NDArray[Any], label: NDArray[np.uint8], info: DatasetInfo) -> Flags:
     """Whether most of the chip's water has no look of water, or most of its forest has.
 
-    By the normalised difference of green and near infrared, so only with sensors that have both.
+    By the normalised difference of green and near infrared, so only with sensors that have both;
+    pixels beside another class do not count.
     """
     disagrees = np.zeros(len(image), bool)
     names = [b.name for b in info.sensor.bands]
     if not {"green", "nir"} <= set(names):
         return disagrees
     scale, offset = info.sensor.scale, info.sensor.offset
-    every = (slice(None), slice(1, None, 2), slice(1, None, 2))
+    every = (slice(None), slice(1, -1, 2), slice(1, -1, 2))
     dn = (image[:, names.index(b)][every].astype(np.float32) for b in ("green", "nir"))
     green, nir = (np.maximum(v * np.float32(scale) + np.float32(offset), 1e-4) for v in dn)
     index = (green - nir) / (green + nir)
     known = image[:, names.index("nir")][every] != info.sensor.nodata
     seen = label[every]
+    # Pixels on a border, or of a narrow river, are mixed.
+    inner = np.ones(seen.shape, bool)
+    for rows, columns in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        beside = label[:, rows::2, columns::2]
+        inner &= seen == beside[:, : seen.shape[1], : seen.shape[2]]
+    known &= inner
     for name, wrong in (("water", index < _WATER_AT_LEAST), ("forest", index > _WATER_AT_MOST)):
         if name not in info.taxonomy.names:
             continue
