@@ -197,24 +197,33 @@ def install_spatial() -> None:
         con.close()
 
 
+# Control characters, and marks that turn the direction of text: they can hide a key from the tag
+# filter or garble a terminal, and are never content. Letters of any script stay as they are.
+_CONTROL = r"[\x00-\x1f\x7f-\x{9f}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+
 _FEATURES = """
 CREATE TABLE features AS
-WITH kept AS (
+WITH entries AS (
+  SELECT feature_id, geometry, regexp_matches(tags::VARCHAR, $control) AS cleaned,
+    [{'key': regexp_replace(t.key, $control, '', 'g'),
+      'value': regexp_replace(t.value, $control, '', 'g')} FOR t IN map_entries(tags)] AS tags
+  FROM read_parquet($all)
+), kept AS (
   SELECT
     split_part(feature_id, '/', 2)::BIGINT << 2
       | CASE split_part(feature_id, '/', 1) WHEN 'node' THEN 1 WHEN 'way' THEN 2 ELSE 3 END AS osm,
     -- Where the rings of a relation begin depends on the order its ways were joined in.
     CASE WHEN feature_id LIKE 'relation/%' THEN ST_Normalize(geometry) ELSE geometry END AS shape,
-    list_sort([
-      t.key || '=' || t.value FOR t IN map_entries(tags)
+    list_sort(list_distinct([
+      t.key || '=' || t.value FOR t IN tags
       IF NOT regexp_full_match(t.key, $drop) AND regexp_full_match(t.key, $keep)
-    ]) AS tags
-  FROM read_parquet($all)
+    ])) AS tags, cleaned
+  FROM entries
 )
 SELECT
   osm, shape AS geometry,
   ST_XMin(shape) AS xmin, ST_YMin(shape) AS ymin, ST_XMax(shape) AS xmax, ST_YMax(shape) AS ymax,
-  tags,
+  tags, cleaned,
   md5_number_lower(concat_ws(chr(31), osm, array_to_string(tags, chr(31)), hex(ST_AsWKB(shape))))
     AS digest
 FROM kept
@@ -223,7 +232,7 @@ FROM kept
 # Wide features (borders, rivers, power lines) in row groups of their own: one of them among its
 # small neighbours would stretch the bounds of the whole group over all that it meets.
 _SORTED = """
-SELECT f.* FROM features f, (SELECT
+SELECT f.* EXCLUDE (cleaned) FROM features f, (SELECT
   {'min_x': min(xmin), 'min_y': min(ymin), 'max_x': max(xmax), 'max_y': max(ymax)}::BOX_2D AS box
   FROM features) extent
 ORDER BY
@@ -256,6 +265,7 @@ def _write_features(
             _FEATURES,
             {
                 "all": all_features,
+                "control": _CONTROL,
                 "drop": any_glob(source.drop_keys),
                 "keep": any_glob(source.keep_keys or ("*",)),
             },
@@ -269,6 +279,7 @@ def _write_features(
                 con, "osm & 3 = 2 AND ST_GeometryType(geometry) = 'POINT'"
             ),
             "osm_filtered": _delete(con, "len(tags) = 0"),
+            "osm_tag_cleaned": _count(con, "cleaned"),
             # QuackOSM repairs what is invalid without a word; a way in several parts tells of it.
             "osm_way_repaired": _count(
                 con, "osm & 3 = 2 AND ST_GeometryType(geometry) NOT IN ('LINESTRING', 'POLYGON')"

@@ -178,6 +178,10 @@ _ALL = (
     Finding("osm_way_repaired", "note", "extract",
             "A way's area was invalid, fell into several parts when it was repaired, and is kept.",
             "None: mend it in OSM if it matters."),
+    Finding("osm_tag_cleaned", "note", "extract",
+            "A feature's tags held control characters or marks of text direction, which were "
+            "removed.",
+            "None: mend it in OSM if it matters."),
     Finding("osm_extracts_overlap", "note", "extract",
             "A tagged element is in more than one extract; it counts once.",
             "None where extracts share a border; else leave one of them out."),
