@@ -161,7 +161,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others_and_nothing_half(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(checkpoint, "flush", full)
     with pytest.raises(GeoLinkError, match=r"step-000006.*No space left"):
         save_checkpoint(run, model, {}, meta(6), {})
     assert [p.name for p in run.iterdir()] == [folder.name]
