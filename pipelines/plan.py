@@ -14,7 +14,15 @@ from platformdirs import user_cache_path
 from shapely.geometry.base import BaseGeometry
 
 from pipelines.items import Scene
-from pipelines.osm import EMPTY_DIGEST, Extract, age_findings, block_digests, extract_of, no_object
+from pipelines.osm import (
+    EMPTY_DIGEST,
+    Extract,
+    age_findings,
+    block_digests,
+    check_reach,
+    extract_of,
+    no_object,
+)
 from pipelines.pairs import PairShard, plan_pairs
 from pipelines.places import region_geometry
 from pipelines.region import BlockPlan, plan_blocks, search_boxes
@@ -105,6 +113,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
             blocks, config.region.sample, config.grid, extract, taxonomy
         )
     boxes = search_boxes(config.grid, blocks)
+    check_reach(extract, boxes, region)
     place = shapely.union_all([shapely.box(*box) for box in boxes])
     scenes, without = find_scenes(config.scenes, place.bounds, sensor, place)
     times = [s.seconds for s in scenes if not s.problem and s.seconds != UNKNOWN_TIME]
