@@ -1,20 +1,17 @@
 """The demo's report: one self-contained HTML page."""
 
-import base64
 import io
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from flows.pages import data_url, render, write
 from geolink.reader import Dataset
 from geolink.show import draw_chips, draw_map, pick_chips
 from pipelines.build import BuildResult
-from schemas.errors import GeoLinkError
 
 _LOSSES = ("loss", "reconstruction", "contrast", "consistency")
 _NAMES = {
@@ -39,13 +36,11 @@ def write_page(
 
     Raises GeoLinkError where the page cannot be written.
     """
-    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
-        files("flows").joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
     chips = sum(r.chips for b in builds.values() for r in b.rows)
     objects = sum(r.objects for b in builds.values() for r in b.rows)
     edges = sum(r.edges for b in builds.values() for r in b.rows)
-    html = template.render(
+    html = render(
+        "page.html.j2",
         title=place,
         headline="From an OSM extract and satellite scenes to a trained encoder",
         subtitle=f"GeoLink's whole path, run offline over {place}.",
@@ -75,10 +70,7 @@ def write_page(
         + "; ".join({a: None for d in datasets.values() for a in d.info.attribution})
         + ".",
     )
-    try:
-        page.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise GeoLinkError(f"cannot write {page}: {error}") from error
+    write(page, html)
     return page
 
 
@@ -202,4 +194,4 @@ def _embed(figure: Figure) -> str:
     """A figure as a data URL."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(buffer.getvalue(), "png")

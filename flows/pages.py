@@ -1,0 +1,58 @@
+"""What GeoLink's HTML pages share: templates, one look, and how text of others is shown."""
+
+import base64
+import unicodedata
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from schemas.errors import GeoLinkError
+
+
+def render(template: str, **values: object) -> str:
+    """A page from a template of this folder; every value is escaped.
+
+    Templates write text that people or files brought as `{{ text | foreign }}`.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(
+            lambda name: files("flows").joinpath(name).read_text(encoding="utf-8")
+        ),
+    )
+    environment.filters["foreign"] = foreign
+    return environment.get_template(template).render(**values)
+
+
+def foreign(text: object) -> Markup:
+    """Text that others wrote: escaped, its direction kept to itself, control characters seen."""
+    seen = "".join(_visible(c) for c in str(text))
+    return Markup("<bdi>{}</bdi>").format(seen)
+
+
+def _visible(character: str) -> str:
+    """A control or surrogate character as its code point, anything else as it is."""
+    if unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI:
+        return f"\N{LEFT CEILING}{ord(character):04X}\N{RIGHT CEILING}"
+    return character
+
+
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of what follows; right-to-left letters need none."""
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """A picture within the page; kind: `png` or `jpeg`."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+
+def write(page: Path, html: str) -> None:
+    """Write a page. Raises GeoLinkError where it cannot be written."""
+    try:
+        page.write_text(html, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise GeoLinkError(f"cannot write {page}: {error.strerror or error}") from error
