@@ -8,12 +8,10 @@ import json
 import random
 import re
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.build import build_shard
+from pipelines.certificates import snapshot_checksum
 from pipelines.invariants import shard_faults
 from pipelines.plan import make_plan
 from pipelines.reasons import differences
 from pipelines.store import checksum, read_files, shard_attributes
 from pipelines.tags import tag_id
+from pipelines.threads import side_by_side
 from schemas.chunks import read_array
 from schemas.config import DatasetConfig
 from schemas.dataset import (
@@ -45,8 +45,6 @@ from schemas.pins import read_pins
 from schemas.storage import Location, storage
 from schemas.storage_objects import MemoryFiles
 
-_THREADS = 4
-"""Shards read side by side: each is held in memory whole."""
 _SHARD_FILE = re.compile(r"(shards/[^/]+/[^/]+\.zarr)/.+")
 _KNOWN = re.compile(
     r"dataset\.json|catalog\.duckdb(\.wal)?|report\.html|tags/[^/]+\.(parquet|npy)"
@@ -54,8 +52,6 @@ _KNOWN = re.compile(
     r"|(.+/)?\.lock",
     re.ASCII,
 )
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Damage(NamedTuple):
@@ -117,7 +113,7 @@ def verify_dataset(
     result.damages += vocabulary.damages
     result.damages += _snapshots_and_pins(dataset, found.number)
     chips: list[NDArray[np.int64]] = []
-    checks = _side_by_side(lambda row: _check_shard(dataset, row, found, vocabulary), found.rows)
+    checks = side_by_side(lambda row: _check_shard(dataset, row, found, vocabulary), found.rows)
     for done, (row, check) in enumerate(zip(found.rows, checks, strict=True), start=1):
         result.damages += [Damage(row.path, what) for what in check.faults]
         result.chips += row.chips
@@ -295,11 +291,6 @@ def _snapshots_and_pins(dataset: Location, verified: int) -> list[Damage]:
     ]
 
 
-def snapshot_checksum(dataset: Location, number: int) -> str:
-    """Hash of a snapshot's file."""
-    return checksum({"": storage(dataset).read(snapshot_name(number))})
-
-
 def _list_files(dataset: Location, result: Verification) -> None:
     """Files that are none of a dataset's, and shards that no snapshot names."""
     named = set()
@@ -342,15 +333,3 @@ def _recompute(
             if built.checksum != row.checksum:
                 what = "has other bytes than when it is built from the same sources"
                 result.damages.append(Damage(row.path, what))
-
-
-def _side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results in order, computed in threads, with few of them in memory at a time."""
-    running: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for item in items:
-            running.append(pool.submit(function, item))
-            if len(running) > _THREADS:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()

@@ -37,11 +37,8 @@ class ShardPart(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Printed ids of the chips; those of imported pairs are made from the hash of the name."""
-        return [
-            chip_name(unpack_chip(packed)) if packed[0] else f"pair-{int(packed[1]):016x}"
-            for packed in self.arrays["chip_id"]
-        ]
+        """Printed ids of the chips."""
+        return [printed_id(packed) for packed in self.arrays["chip_id"]]
 
     @property
     def times(self) -> list[datetime | None]:
@@ -69,6 +66,11 @@ class ShardPart(NamedTuple):
         """`key=value` of the shard's distinct tags [U]."""
         text, at = self.arrays["tag_text"].tobytes(), self.arrays["tag_text_offset"].tolist()
         return [text[a:b].decode() for a, b in pairwise(at)]
+
+
+def printed_id(packed: NDArray[np.uint64]) -> str:
+    """Printed id of a packed one [2]; that of an imported pair is the hash of its name."""
+    return chip_name(unpack_chip(packed)) if packed[0] else f"pair-{int(packed[1]):016x}"
 
 
 def take_chips(arrays: Arrays, chips: NDArray[np.int64]) -> Arrays:
