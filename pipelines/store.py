@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines.encode import encode_shard
 from schemas import cf
 from schemas.dataset import DatasetInfo, SnapshotRow, read_arrays, read_info
-from schemas.errors import GeoLinkError
+from schemas.errors import GeoLinkError, NetworkFault
 from schemas.layout import validate
 from schemas.storage import Location, join, storage, writing
 
@@ -82,6 +82,8 @@ def find_shard(dataset: Location, shard: str, key: str) -> StoredShard | None:
     try:
         arrays, attributes = read_arrays(dataset, path)
         sizes = validate(arrays)
+    except NetworkFault:
+        raise
     except GeoLinkError as error:
         _log.warning("%s; it is built anew", error)
         return None

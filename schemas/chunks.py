@@ -7,6 +7,7 @@ files are read and decompressed, so that threads can read beside a trainer.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
@@ -19,12 +20,24 @@ from schemas.storage import Files
 _CHECKSUM = 4
 
 
-def read_array(files: Files, name: str) -> NDArray[Any]:
+def chunk_names(name: str, meta: Mapping[str, Any]) -> list[str]:
+    """Files of an array's chunks, in order; meta: its `zarr.json`."""
+    shape, step = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"][0]
+    if 0 in shape:
+        return []
+    rest = ["0"] * (len(shape) - 1)
+    return [f"{name}/{'.'.join(['c', str(n), *rest])}" for n in range(-(-shape[0] // step))]
+
+
+def read_array(files: Files, name: str, meta: Mapping[str, Any] | None = None) -> NDArray[Any]:
     """Read a Zarr v3 array of a shard: chunks along the first axis, CRC-32C, Blosc or none.
+
+    meta: its `zarr.json`, where it is known already.
 
     Raises OSError (no such array or chunk), KeyError or ValueError (damaged, or stored otherwise).
     """
-    meta = json.loads(files.read(f"{name}/zarr.json"))
+    if meta is None:
+        meta = json.loads(files.read(f"{name}/zarr.json"))
     shape, chunk = tuple(meta["shape"]), tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])
     encoding = meta["chunk_key_encoding"]
     codecs = [codec["name"] for codec in meta["codecs"]]
@@ -36,10 +49,9 @@ def read_array(files: Files, name: str) -> NDArray[Any]:
     ):
         raise ValueError("it is not stored as GeoLink stores arrays")
     array = np.empty(shape, np.dtype(meta["data_type"]).newbyteorder("<"))
-    for n, start in enumerate(range(0, shape[0] if array.size else 0, chunk[0])):
-        part = array[start : start + chunk[0]]
+    for n, key in enumerate(chunk_names(name, meta)):
+        part = array[n * chunk[0] : (n + 1) * chunk[0]]
         whole = part if part.shape == chunk else np.empty(chunk, array.dtype)
-        key = f"{name}/{'.'.join(['c', str(n), *['0'] * (len(shape) - 1)])}"
         (_read_compressed if compressed else _read_plain)(
             files, key, whole.reshape(-1).view(np.uint8)
         )

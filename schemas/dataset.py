@@ -186,22 +186,23 @@ def read_arrays(
 
     Every chunk's checksum is tested while it is read.
 
-    Raises GeoLinkError naming shard and array if one is missing or damaged.
+    Raises GeoLinkError naming shard and array if one is missing or damaged, NetworkFault.
     """
-    from schemas.chunks import read_array
+    from schemas.chunks import chunk_names, read_array
 
     shard = join(dataset, path)
     names = list(ARRAYS if names is None else names)
     try:
-        files = storage(dataset).group(path, names)
-        group = json.loads(files.read("zarr.json"))
-        attributes = group["attributes"]
+        group = json.loads(storage(dataset).read(f"{path}/zarr.json"))
+        attributes, metas = group["attributes"], group["consolidated_metadata"]["metadata"]
+        chunks = [key for name in names for key in chunk_names(f"{path}/{name}", metas[name])]
+        files = storage(dataset).ahead(chunks)
     except (OSError, ValueError, KeyError) as error:
         raise GeoLinkError(f"shard {shard} is missing or damaged: {_named(error)}") from error
     arrays = {}
     for name in names:
         try:
-            arrays[name] = read_array(files, name)
+            arrays[name] = read_array(files, f"{path}/{name}", metas[name])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise GeoLinkError(
                 f"shard {shard}: array {name!r} is missing or damaged ({_named(error)}); "

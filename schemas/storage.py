@@ -43,7 +43,9 @@ class Entry(NamedTuple):
 
 
 class Files(Protocol):
-    """Files to read. Failures are OSError; a missing file is FileNotFoundError."""
+    """Files to read. Failures are OSError, a missing file is FileNotFoundError; a server that does
+    not answer is NetworkFault.
+    """
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -64,8 +66,8 @@ class Storage(Files, Protocol):
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders right in a folder, sorted."""
 
-    def group(self, name: str, parts: Iterable[str]) -> Files:
-        """The files of a folder, those in some of its folders about to be read."""
+    def ahead(self, names: Iterable[str]) -> Files:
+        """Some files that are about to be read: remote ones come side by side."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file, durably; False if it is there with other content."""

@@ -61,9 +61,9 @@ class LocalStorage:
             return []
         return sorted(p.name for p in path.iterdir() if p.is_dir() and _PARTIAL not in p.name)
 
-    def group(self, name: str, parts: Iterable[str]) -> Files:
-        """The files of a folder."""
-        return LocalStorage(self.folder / name)
+    def ahead(self, names: Iterable[str]) -> Files:
+        """All files: those of a folder need no preparation."""
+        return self
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file, durably; False if it is there with other content."""

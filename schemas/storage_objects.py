@@ -1,20 +1,32 @@
-"""Files of a bucket, through obstore, which tries again by itself when a request fails."""
+"""Files of a bucket, through obstore.
+
+obstore tries a request again that fails on its way or meets an error of the server, and goes on
+where the body of a file is cut. What it does not try again is tried here: a listing that is cut.
+Every request may be repeated: files are written whole, and `create` knows its own file again.
+"""
 
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from schemas.errors import GeoLinkError
+from schemas.errors import GeoLinkError, NetworkFault
 from schemas.storage import Entry, Files
 
+T = TypeVar("T")
+
 _THREADS = 32
+_TRIES = 4
+_FIRST_WAIT_S = 0.5
+_PASSING = re.compile(r"error sending request|body error|timed out|status code: (408|429|5\d\d)")
 
 
 class ObjectStorage:
@@ -27,8 +39,7 @@ class ObjectStorage:
         """Content of a file."""
         import obstore
 
-        with self._failing(name):
-            return bytes(obstore.get(_bucket(self.bucket), self._path(name)).bytes())
+        return self._ask(name, lambda bucket, path: bytes(obstore.get(bucket, path).bytes()))
 
     def read_into(self, name: str, out: NDArray[Any]) -> tuple[int, bytes]:
         """Read the head of a file into `out`: how many bytes came, and up to 64 that follow."""
@@ -39,8 +50,7 @@ class ObjectStorage:
         import obstore
 
         try:
-            with self._failing(name):
-                obstore.head(_bucket(self.bucket), self._path(name))
+            self._ask(name, obstore.head)
         except FileNotFoundError:
             return False
         return True
@@ -50,9 +60,7 @@ class ObjectStorage:
         import obstore
 
         root = self._path("")
-        with self._failing(prefix):
-            pages = obstore.list(_bucket(self.bucket), self._path(prefix))
-            metas = [meta for page in pages for meta in page]
+        metas = self._ask(prefix, lambda bucket, path: list(chain(*obstore.list(bucket, path))))
         # Listed by prefix of the text: "shards/1" would find "shards/10" too.
         below = self._path(prefix).rstrip("/") + "/" if self._path(prefix) else ""
         return sorted(
@@ -65,19 +73,22 @@ class ObjectStorage:
         """Names of the folders right in a folder, sorted."""
         import obstore
 
-        with self._failing(prefix):
-            found = obstore.list_with_delimiter(_bucket(self.bucket), self._path(prefix))
+        found = self._ask(prefix, obstore.list_with_delimiter)
         return sorted(p.rstrip("/").rpartition("/")[2] for p in found["common_prefixes"])
 
-    def group(self, name: str, parts: Iterable[str]) -> Files:
-        """The files in some folders of a folder, read side by side."""
-        below = tuple(f"{name}/{part}/" for part in parts)
-        names = [e.name for e in self.entries(name) if e.name.startswith(below)]
-        names.append(f"{name}/zarr.json")
+    def ahead(self, names: Iterable[str]) -> Files:
+        """Some files, read side by side."""
+        names = list(names)
         with ThreadPoolExecutor(_THREADS) as pool:
-            contents = list(pool.map(self.read, names))
-        plain = (n.removeprefix(f"{name}/") for n in names)
-        return MemoryFiles(dict(zip(plain, contents, strict=True)))
+            contents = pool.map(self._read_or_none, names)
+            found = zip(names, contents, strict=True)
+            return MemoryFiles({name: data for name, data in found if data is not None})
+
+    def _read_or_none(self, name: str) -> bytes | None:
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file; False if it is there with other content.
@@ -87,19 +98,23 @@ class ObjectStorage:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        try:
-            with self._failing(name):
-                obstore.put(_bucket(self.bucket), self._path(name), data, mode="create")
-        except AlreadyExistsError:
-            return self.read(name) == data
-        return True
+        while True:
+            try:
+                self._put(name, lambda b, path: obstore.put(b, path, data, mode="create"))
+            except AlreadyExistsError:
+                try:
+                    return self.read(name) == data
+                except FileNotFoundError:
+                    # The other writer was about to, and then did not; or it was deleted since.
+                    time.sleep(_FIRST_WAIT_S)
+                    continue
+            return True
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file."""
         import obstore
 
-        with self._failing(name):
-            obstore.put(_bucket(self.bucket), self._path(name), data)
+        self._put(name, lambda bucket, path: obstore.put(bucket, path, data))
 
     def write_group(self, name: str, files: Mapping[str, bytes], last: str) -> None:
         """Write a folder of files, `last` when all the others are there."""
@@ -111,12 +126,14 @@ class ObjectStorage:
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files."""
+        paths = [self._path(name) for name in names]
+        for start in range(0, len(paths), 1000):
+            self._delete(paths[start : start + 1000])
+
+    def _delete(self, paths: list[str]) -> None:
         import obstore
 
-        paths = [self._path(name) for name in names]
-        with self._failing(""):
-            for start in range(0, len(paths), 1000):
-                obstore.delete(_bucket(self.bucket), paths[start : start + 1000])
+        self._ask("", lambda bucket, _: obstore.delete(bucket, paths))
 
     def delete_group(self, name: str, files: Iterable[Entry]) -> bool:
         """Delete a folder of the files that were listed; False if it holds others by now."""
@@ -137,11 +154,10 @@ class ObjectStorage:
         probe = f"clock-{uuid.uuid4().hex}"
         self.write(probe, b"")
         try:
-            with self._failing(probe):
-                meta = obstore.head(_bucket(self.bucket), self._path(probe))
+            modified: datetime = self._ask(probe, obstore.head)["last_modified"]
         finally:
             self.delete([probe])
-        return meta["last_modified"]
+        return modified
 
     def sweep(self, prefix: str) -> list[str]:
         """Nothing: files of an object store are whole, and unfinished folders are written over."""
@@ -150,19 +166,36 @@ class ObjectStorage:
     def _path(self, name: str) -> str:
         return "/".join(part for part in (self.prefix, name) if part)
 
-    @contextmanager
-    def _failing(self, name: str) -> Iterator[None]:
+    def _put(self, name: str, request: Callable[[Any, str], object]) -> None:
+        try:
+            self._ask(name, request)
+        except FileNotFoundError:
+            raise OSError(f"there is no bucket {self.bucket}; create it first") from None
+
+    def _ask(self, name: str, request: Callable[[Any, str], T]) -> T:
+        """What a request of the bucket gives, for the path of a file."""
         from obstore.exceptions import AlreadyExistsError, BaseError
 
-        try:
-            yield
-        except AlreadyExistsError:
-            raise
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.bucket}/{self._path(name)} does not exist") from None
-        except BaseError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OSError(f"{self.bucket}/{self._path(name)}: {reason}") from error
+        path, attempt = self._path(name), 0
+        while True:
+            try:
+                return request(_bucket(self.bucket), path)
+            except AlreadyExistsError:
+                raise
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{self.bucket}/{path} does not exist") from None
+            except BaseError as error:
+                reason = str(error).strip().splitlines()[0]
+                if not _PASSING.search(reason):
+                    raise OSError(f"{self.bucket}/{path}: {reason}") from error
+                attempt += 1
+                # After so many tries of obstore's own, ours would be the same again.
+                if attempt == _TRIES or "retries" in reason:
+                    raise NetworkFault(
+                        f"{self.bucket}/{path} cannot be reached ({reason}); run the same command "
+                        "again when its server answers"
+                    ) from error
+            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
 
 
 class MemoryFiles:
@@ -200,8 +233,8 @@ def _bucket(address: str) -> Any:
     if scheme not in ("s3", "gs", "az"):
         raise GeoLinkError(f"{address}: {scheme}:// is not supported; use s3://, gs:// or az://")
     retry: Any = {
-        "max_retries": 8,
-        "retry_timeout": timedelta(minutes=5),
+        "max_retries": 10,
+        "retry_timeout": timedelta(minutes=4),
         "backoff": {"init_backoff": timedelta(milliseconds=200), "base": 2,
                     "max_backoff": timedelta(seconds=15)},
     }  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_a_dataset_of_a_newer_version_is_refused(dataset: Dataset) -> None:
 
 def test_a_missing_array_is_named(dataset: Dataset) -> None:
     row = dataset.rows[1]
-    (dataset.path / row.path / "patch" / "zarr.json").unlink()
+    shutil.rmtree(dataset.path / row.path / "patch")
     with pytest.raises(GeoLinkError, match=f"{row.shard}.*'patch' is missing or damaged"):
         read_shard(dataset, row)
     assert set(read_shard(dataset, row, ["edge", "valid"])) == {"edge", "valid"}
