@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from pipelines.objects import Features, load_features
 from pipelines.pairs import PairShard, read_pairs
 from pipelines.plan import BlockSource, ShardTask, margin_m
 from schemas.dataset import DatasetInfo
-from schemas.grid import block_bounds, block_chips, pack_chips
+from schemas.grid import Block, Bounds, Grid, block_bounds, block_chips, pack_chips
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,31 @@ class Inputs:
     counts: dict[str, int]
 
 
+class Window(NamedTuple):
+    """The part of a block that is read: the smallest square of chips that holds the wanted ones."""
+
+    at: NDArray[np.int64]
+    """[side**2] its chips' positions in the block, raster order."""
+    bounds_utm: Bounds
+    side: int
+    """Chips along one side."""
+
+
+def window_of(grid: Grid, block: Block, chips: NDArray[np.bool_]) -> Window:
+    """The window of a block's wanted chips [shard_side**2]; a site in a block costs only itself."""
+    n = grid.shard_side
+    rows, columns = np.nonzero(chips.reshape(n, n)) if chips.any() else (np.arange(n), np.arange(n))
+    side = int(max(np.ptp(rows), np.ptp(columns))) + 1
+    top, left = min(int(rows.min()), n - side), min(int(columns.min()), n - side)
+    at = (np.arange(top, top + side)[:, None] * n + np.arange(left, left + side)).ravel()
+    if side == n:
+        return Window(at, block_bounds(grid, block), side)
+    west, north = block.col * n + left, (block.row + 1) * n - top
+    chips_of = (west, north - side, west + side, north)
+    x0, y0, x1, y1 = (c * grid.chip_m for c in chips_of)
+    return Window(at, (x0, y0, x1, y1), side)
+
+
 def read_inputs(task: ShardTask) -> Inputs:
     """Read pixels and features of a shard."""
     if isinstance(task.source, PairShard):
@@ -51,33 +76,34 @@ def read_inputs(task: ShardTask) -> Inputs:
 
 def _read_block(task: ShardTask, source: BlockSource, info: DatasetInfo) -> Inputs:
     grid, block = info.grid, source.block
-    bounds = block_bounds(grid, block)
+    window = window_of(grid, block, source.chips)
+    at, bounds, side = window
     pixels = load_block(
         source.scenes, info.sensor, block.epsg, bounds, grid.gsd_m, source.rules,
         patch=grid.patch, date=source.date,
     )  # fmt: skip
-    cut = cut_chips(pixels, grid.shard_side, grid.size)
-    enough = cut.valid >= source.min_valid
-    kept = np.flatnonzero(source.chips & enough)
+    cut = cut_chips(pixels, side, grid.size)
+    wanted, enough = source.chips[at], cut.valid >= source.min_valid
+    kept = np.flatnonzero(wanted & enough)
     chips = block_chips(grid, block)
+    of = at[kept]
     arrays = {
         "image": cut.image[kept],
         "valid": cut.valid[kept],
         "time": cut.time[kept],
         "scene": cut.scene[kept],
-        "chip_id": pack_chips(block.epsg, grid, chips.cols[kept], chips.rows[kept]),
+        "chip_id": pack_chips(block.epsg, grid, chips.cols[of], chips.rows[of]),
         "epsg": np.full(len(kept), block.epsg, np.int32),
-        "bounds": chips.bounds_utm[kept],
-        "center_lonlat": chips.center_lonlat[kept],
+        "bounds": chips.bounds_utm[of],
+        "center_lonlat": chips.center_lonlat[of],
     }
     margin = margin_m(info, task.registration)
     wide = (bounds[0] - margin, bounds[1] - margin, bounds[2] + margin, bounds[3] + margin)
     features = load_features(source.parquet, block.epsg, wide, info.taxonomy)
-    raster = _draw_block(features, source, info)
-    seam = seams(pixels.image, pixels.scene, grid.shard_side, grid.size, info.sensor.nodata)
-    dropped = int((source.chips & ~enough).sum())
+    raster = _draw_block(features, window, info)
+    seam = seams(pixels.image, pixels.scene, side, grid.size, info.sensor.nodata)
+    dropped = int((wanted & ~enough).sum())
     counts = {**pixels.counts, "chip_below_min_valid": dropped}
-    side = grid.shard_side
     return Inputs(
         arrays, features, None, raster, (side, side), kept, seam[kept], pixels.scenes,
         pixels.radiometry, pixels.considered, counts,
@@ -99,14 +125,14 @@ def draw(task: ShardTask, inputs: Inputs) -> NDArray[np.uint8]:
     if isinstance(task.source, PairShard):
         assert inputs.frame is not None
         return _draw_pairs(inputs.features, inputs.frame, inputs.arrays["bounds"], task.info)
-    return _draw_block(inputs.features, task.source, task.info)
+    window = window_of(task.info.grid, task.source.block, task.source.chips)
+    return _draw_block(inputs.features, window, task.info)
 
 
-def _draw_block(features: Features, source: BlockSource, info: DatasetInfo) -> NDArray[np.uint8]:
-    grid = info.grid
+def _draw_block(features: Features, window: Window, info: DatasetInfo) -> NDArray[np.uint8]:
     return rasterise(
-        features.geometry, features.osm_class, features.width_m, block_bounds(grid, source.block),
-        2 * grid.size * grid.shard_side,
+        features.geometry, features.osm_class, features.width_m, window.bounds_utm,
+        2 * info.grid.size * window.side,
     )  # fmt: skip
 
 
