@@ -219,7 +219,8 @@ def _gaps(chips: _Chips, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[
     """Gaps of pairs of chips in metres; below 0 where they overlap."""
     p, q = chips.bounds[a], chips.bounds[b]
     d = np.maximum(q[:, :2] - p[:, 2:], p[:, :2] - q[:, 2:])
-    gap = np.where((d <= 0).all(axis=1), d.max(axis=1), np.hypot(*np.maximum(d, 0.0).T))
+    gap: NDArray[np.float64] = np.hypot(*np.maximum(d, 0.0).T)
+    gap = np.where((d <= 0).all(axis=1), d.max(axis=1), gap)
     same = (chips.epsg[a] == chips.epsg[b]) & chips.aligned[a] & chips.aligned[b]
     for epsg in np.unique(chips.epsg[a[~same]]).tolist():
         at = np.flatnonzero(~same & (chips.epsg[a] == epsg))
@@ -236,7 +237,7 @@ def _outlines(chips: _Chips, at: NDArray[np.int64], epsg: int) -> NDArray[np.flo
     following = np.roll(corner, -1, axis=0)
     ring = (corner[:, None] + t[:, None] * (following - corner)[:, None]).reshape(-1, 2)
     low, high = chips.bounds[at, None, :2], chips.bounds[at, None, 2:]
-    xy = low + ring * (high - low)
+    xy: NDArray[np.float64] = low + ring * (high - low)
     for zone in np.unique(chips.epsg[at]).tolist():
         own = np.flatnonzero(chips.aligned[at] & (chips.epsg[at] == zone))
         if zone != epsg and len(own):
@@ -259,7 +260,8 @@ def _metres_per_degree(lat: NDArray[np.float64]) -> NDArray[np.float64]:
     sin, cos = np.sin(np.radians(lat)), np.cos(np.radians(lat))
     w = np.sqrt(1 - e2 * sin**2)
     metres: NDArray[np.float64] = np.stack([a / w * cos, a * (1 - e2) / w**3], axis=-1)
-    return np.radians(metres)
+    per_degree: NDArray[np.float64] = np.radians(metres)
+    return per_degree
 
 
 def _tell_pairs(
