@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from geolink.reader import Dataset, read_shard
 from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
+from schemas.findings import SURE
 from schemas.grid import chip_name, unpack_chip
 from schemas.layout import Kind, Relation
 
@@ -264,6 +265,43 @@ def draw_map(dataset: Dataset) -> Figure:
         handles=[Patch(color=c, label=f"{s}: {chips[s]:,} chips") for s, c in SPLIT_COLORS.items()],
         loc="upper center", bbox_to_anchor=(0.5, 1.09), ncols=3, frameon=False,
     )  # fmt: skip
+    return figure
+
+
+def shift_map(dataset: Dataset, picture: Path) -> None:
+    """Write a map of how far images lie off the map, one arrow a chip that is sure of it.
+
+    Raises GeoLinkError if the file cannot be written, or a shard cannot be read.
+    """
+    save(draw_shifts(dataset), picture)
+
+
+def draw_shifts(dataset: Dataset) -> Figure:
+    """Arrows at the chips' centres in degrees, in pixels; dots where there is nothing to go by."""
+    names = ("center_lonlat", "bounds", "shift")
+    shards = [read_shard(dataset, row, names) for row in dataset.rows if row.chips]
+    place, bounds, shift = (np.concatenate([s[n] for s in shards]) for n in names)
+    pixels = shift[:, :2] / ((bounds[:, 2:] - bounds[:, :2]) / dataset.info.grid.size)
+    sure = shift[:, 2] >= SURE
+    lon, lat = place.T
+    figure = Figure(figsize=(8.2, 6.4), facecolor="white", layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(lon[~sure], lat[~sure], s=3, c="#bbbbbb")
+    title = f"{sure.sum():,} of {len(sure):,} chips are sure"
+    if sure.any():
+        length, (x, y) = np.hypot(*pixels[sure].T), np.median(pixels[sure], axis=0)
+        title += f"; median {x:+.2f} px east, {y:+.2f} px north"
+        arrows = axis.quiver(
+            lon[sure], lat[sure], *pixels[sure].T, length, cmap="viridis", width=0.003
+        )
+        arrows.set_clim(0, max(2.0, float(np.percentile(length, 98))))
+        axis.quiverkey(arrows, 0.9, 1.03, 1, "1 px", labelpos="E")
+        figure.colorbar(arrows, ax=axis, shrink=0.8, label="pixels between map and image")
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_aspect(1 / np.cos(np.radians(lat.mean())))
+    axis.set_xlabel("longitude")
+    axis.set_ylabel("latitude")
+    axis.ticklabel_format(useOffset=False)
     return figure
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pipelines.checks import is_shifted
 from pipelines.inputs import Inputs, draw
 from pipelines.plan import ShardTask
-from pipelines.registration import SURE, Lattice, Registration, register
+from pipelines.registration import Lattice, Registration, register
+from schemas.findings import SURE
 
 
 class Aligned(NamedTuple):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import shapely
 
@@ -22,6 +23,7 @@ from pipelines.store import shard_attributes
 from schemas.catalog import CATALOG_VERSION, catalog_ddl
 from schemas.config import DatasetConfig
 from schemas.errors import GeoLinkError
+from schemas.findings import CHIP_FLAGS, FINDINGS, flagged
 from schemas.storage import Location, storage
 
 if TYPE_CHECKING:
@@ -110,15 +112,7 @@ def record_build(
         _record_extract(con, plan)
         _record_scenes(con, plan, _considered(config.dataset, result, seconds), build)
         _record_shards(con, plan, result, seconds, build)
-        findings = [
-            {"build": build, "shard": shard, "code": code, "count": count, "message": None}
-            for shard, counts in [(None, result.skipped), *((r.shard, r.qc) for r in result.rows)]
-            for code, count in counts.items()
-        ] + [
-            {"build": build, "shard": s, "code": "shard_failed", "count": 1, "message": m}
-            for s, m in result.failed.items()
-        ]
-        _append(con, "findings", findings)
+        _record_findings(con, result, seconds, build)
         con.execute("COMMIT")
 
 
@@ -202,6 +196,32 @@ def _record_shards(
         for shard, message in result.failed.items()
     ]  # fmt: skip
     _append(con, "shards", rows)
+
+
+def _record_findings(
+    con: duckdb.DuckDBPyConnection, result: "BuildResult", built: dict[str, float], build: int
+) -> None:
+    """Counts by shard (none: of the inputs), and which chips of the shards that were built."""
+    counted = [(None, result.skipped), *((r.shard, r.qc) for r in result.rows)]
+    found: list[tuple[str | None, str, int, str | None]]
+    found = [(s, code, n, None) for s, counts in counted for code, n in counts.items()]
+    found += [(s, "shard_failed", 1, message) for s, message in result.failed.items()]
+    rows = [
+        {
+            "build": build, "shard": shard, "code": code, "severity": FINDINGS[code].severity,
+            "count": n, "message": message,
+        }
+        for shard, code, n, message in found
+    ]  # fmt: skip
+    _append(con, "findings", rows)
+    chips = [
+        {"build": build, "shard": r.shard, "content_key": r.key, "chip": chip, "code": code}
+        for r in result.rows
+        if r.shard in built
+        for code in CHIP_FLAGS
+        for chip in np.flatnonzero(flagged(np.array(r.chip_findings, np.uint32), [code])).tolist()
+    ]
+    _append(con, "chip_findings", chips)
 
 
 def _append(con: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:

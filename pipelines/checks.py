@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.registration import SURE
 from schemas.dataset import DatasetInfo
-from schemas.findings import CHIP_FLAGS, set_flags
+from schemas.findings import CHIP_FLAGS, SURE, set_flags
 
 Flags = NDArray[np.bool_]
 

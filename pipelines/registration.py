@@ -19,8 +19,6 @@ from scipy import fft
 
 Floats = NDArray[np.float32]
 
-SURE = 0.95
-"""Confidence from which a shift is believed."""
 _WORKING_PX = 112
 """Chips are worked on at about this many cells a side: larger ones are binned."""
 _REACH = 8

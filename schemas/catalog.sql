@@ -28,6 +28,11 @@ CREATE TABLE IF NOT EXISTS chips (
   lon DOUBLE NOT NULL, lat DOUBLE NOT NULL, valid REAL NOT NULL, objects INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS findings (
-  build INTEGER NOT NULL, shard VARCHAR, code VARCHAR NOT NULL, count BIGINT NOT NULL,
-  message VARCHAR
+  build INTEGER NOT NULL, shard VARCHAR, code VARCHAR NOT NULL, severity VARCHAR NOT NULL,
+  count BIGINT NOT NULL, message VARCHAR
+);
+-- Of shards built or adopted by a build; `chip` is the position in the shard.
+CREATE TABLE IF NOT EXISTS chip_findings (
+  build INTEGER NOT NULL, shard VARCHAR NOT NULL, content_key VARCHAR NOT NULL,
+  chip INTEGER NOT NULL, code VARCHAR NOT NULL
 );

@@ -51,7 +51,9 @@ A build stops for nothing that can be left out, counted and reported. Every coun
 by shard stand in the snapshot and in the table `findings` of the catalog:
 
 ```sql
-SELECT code, sum(count) FROM findings WHERE build = (SELECT max(build) FROM builds) GROUP BY code;
+SELECT severity, code, sum(count) FROM findings
+WHERE build = (SELECT max(build) FROM builds) GROUP BY ALL ORDER BY ALL;
+SELECT shard, chip FROM chip_findings WHERE code = 'chip_shifted';
 ```
 
 Severity: *note*, as it should be, but worth knowing; *warning*, look at it; *error*, something is

@@ -71,6 +71,9 @@ _ALL = (
     Finding("scene_covers_too_little", "note", "scene",
             "A scene has data in less of the shard than min_coverage.",
             "Lower min_coverage if too few scenes are left."),
+    Finding("scene_list_short", "warning", "dataset",
+            "A catalog returned fewer scenes than it stated.",
+            "Build again, or narrow the time range: some servers end long lists early."),
     Finding("scene_unreadable", "error", "scene",
             "A file of a scene cannot be read, so the scene was left out.",
             "Fetch or replace the file and build again."),
@@ -193,7 +196,8 @@ _ALL = (
             "end of the time window, where no scene has a time).",
             "Use a newer extract, or scenes of its time."),
     Finding("osm_age_unknown", "warning", "extract",
-            "The extract, or every scene, does not tell its time, so max_age_days cannot be checked.",
+            "The extract, or every scene, does not tell its time, so max_age_days cannot be "
+            "checked.",
             "Use an extract with a timestamp, or give scenes.end."),
     Finding("osm_region_uncovered", "warning", "extract",
             "A part of the region lies in no extract of the provider; over the sea that is normal.",
@@ -244,6 +248,10 @@ CHIP_FLAGS: tuple[str, ...] = (
     "chip_osm_sparse", "chip_osm_empty", "chip_class_disagrees",
 )  # fmt: skip
 """Codes of kept chips: code n is bit n of `finding`. New ones go to the end, none is removed."""
+
+
+SURE = 0.95
+"""Confidence from which a chip's `shift` is believed."""
 
 
 def set_flags(flags: Mapping[str, NDArray[np.bool_]], chips: int) -> NDArray[np.uint32]:

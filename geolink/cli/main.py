@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from geolink.cli.dataset import COMMANDS
 from geolink.cli.location import LOCATION
 from schemas.errors import GeoLinkError
 from schemas.storage import Location
@@ -112,7 +113,9 @@ def info(path: Path | str, snapshot: int | None, as_json: bool) -> None:
 @cli.command(short_help="Draw chips of a dataset, or its shard map.")
 @click.argument("dataset", type=LOCATION)
 @click.argument("picture", type=_FILE)
-@click.option("--what", type=click.Choice(["chips", "map"]), default="chips", show_default=True)
+@click.option(
+    "--what", type=click.Choice(["chips", "map", "shifts"]), default="chips", show_default=True
+)
 @click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split.")
 @click.option("--count", default=6, show_default=True, help="Chips on the sheet.")
@@ -121,13 +124,15 @@ def show(
     dataset: Path | str, picture: Path, what: str, snapshot: int | None, split: str | None,
     count: int, seed: int,
 ) -> None:  # fmt: skip
-    """Draw a contact sheet of chips of DATASET, or its shard map, to PICTURE (PNG)."""
+    """Draw chips of DATASET, its shard map, or a map of shifts, to PICTURE (PNG)."""
     from geolink.reader import open_dataset
-    from geolink.show import contact_sheet, shard_map
+    from geolink.show import contact_sheet, shard_map, shift_map
 
     opened = open_dataset(dataset, snapshot)
     if what == "map":
         shard_map(opened, picture)
+    elif what == "shifts":
+        shift_map(opened, picture)
     else:
         contact_sheet(opened, picture, count=count, split=split, seed=seed)
     click.echo(f"wrote {picture}")
@@ -243,6 +248,10 @@ def schema(what: str, as_json: bool) -> None:
         "dataset": DatasetConfig, "train": TrainConfig, "evaluate": EvaluateConfig,
     }  # fmt: skip
     click.echo(json.dumps(models[what].model_json_schema(), indent=2))
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 import rasterio
@@ -17,12 +18,13 @@ import yaml
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
+from geolink.reader import open_dataset
+from geolink.show import draw_shifts, shift_map
 from pipelines.build import BuildResult, build_dataset
-from pipelines.registration import SURE
 from pipelines.world import World
 from schemas.config import DatasetConfig
 from schemas.dataset import read_arrays
-from schemas.findings import FINDINGS
+from schemas.findings import FINDINGS, SURE, flagged
 from schemas.load import load_config
 from tests.integration.conftest import WriteConfig
 
@@ -120,6 +122,19 @@ def test_a_picture_shifted_by_3_pixels_is_found_corrected_or_dropped(
     sure = shift[:, 2] >= SURE
     np.testing.assert_allclose(np.median(shift[sure, :2], axis=0), (3.4, -2.3), atol=0.2)
 
+    assert isinstance(kept.dataset, Path)
+    with duckdb.connect(str(kept.dataset / "catalog.duckdb"), read_only=True) as con:
+        found = con.execute(
+            "SELECT severity, sum(count) FROM findings WHERE code = 'chip_shifted' GROUP BY ALL"
+        ).fetchall()
+        where = con.execute(
+            "SELECT shard, chip FROM chip_findings WHERE code = 'chip_shifted' ORDER BY ALL"
+        ).fetchall()
+    assert found == [("warning", kept.qc["chip_shifted"])]
+    flags = {r.shard: flagged(np.array(r.chip_findings, np.uint32), ["chip_shifted"])
+             for r in kept.rows}  # fmt: skip
+    assert where == [(s, n) for s in sorted(flags) for n in np.flatnonzero(flags[s]).tolist()]
+
     corrected = aerial(moved(3, -2), dataset="corrected", registration="correct")
     assert chips(corrected) == chips(kept)
     assert corrected.qc.get("chip_shifted", 0) <= 0.03 * chips(kept)
@@ -145,6 +160,14 @@ def test_objects_that_are_corrected_lie_where_the_sound_picture_has_them(
     assert (image_b[other] == image_a[inner]).mean() > 0.95
     assert (b[other] == a[inner]).mean() > 0.97
     assert (b[inner] == a[inner]).mean() < 0.95
+
+
+def test_the_map_of_shifts_is_drawn(aerial: Callable[..., BuildResult], tmp_path: Path) -> None:
+    result = aerial(moved(3, -2))
+    figure = draw_shifts(open_dataset(result.dataset))
+    assert "median +3." in figure.axes[0].get_title(loc="left")
+    shift_map(open_dataset(result.dataset), tmp_path / "shifts.png")
+    assert (tmp_path / "shifts.png").stat().st_size > 10_000
 
 
 def _mosaic(result: BuildResult, name: str) -> NDArray[Any]:

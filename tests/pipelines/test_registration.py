@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from pipelines.labels import rasterise
 from pipelines.objects import Features, make_features
-from pipelines.registration import SURE, Lattice, Registration, reach_px, register
+from pipelines.registration import Lattice, Registration, reach_px, register
 from pipelines.world.aerial import render_aerial
 from pipelines.world.appearance import Drawables, drawables
 from pipelines.world.sentinel2 import render_pair
 from pipelines.world.town import Town, make_town
+from schemas.findings import SURE
 from schemas.grid import Bounds
 from schemas.taxonomy import default_taxonomy
 
