@@ -116,14 +116,17 @@ def seams(
     mean difference across the border, always from the scene that comes first; the eye sees it if
     it exceeds what neighbouring pixels differ by anyhow.
     """
+    if scene.min() == scene.max():
+        return np.zeros(side * side, bool)
     total, weight, usual, pairs = (np.zeros(side * side) for _ in range(4))
     chip = np.arange(side).repeat(size)
     for axis in (0, 1):
+        first, second = (scene[:-1], scene[1:]) if axis == 0 else (scene[:, :-1], scene[:, 1:])
+        y, x = np.nonzero(first != second)
         # Pairs within a chip only: those across its border belong to no chip.
-        inner = np.flatnonzero(np.arange(side * size) % size != size - 1)
-        first, second = (np.take(scene, inner + step, axis=axis) for step in (0, 1))
-        y, x = np.nonzero((first != second) & (first >= 0) & (second >= 0))
-        y, x = (inner[y], x) if axis == 0 else (y, inner[x])
+        inside = (x if axis else y) % size != size - 1
+        inside &= (first[y, x] >= 0) & (second[y, x] >= 0)
+        y, x = y[inside], x[inside]
         jump = _difference(image, y, x, axis, nodata)
         direction = np.sign(scene[y + (axis == 0), x + (axis == 1)].astype(np.int64) - scene[y, x])
         place = chip[y] * side + chip[x]
