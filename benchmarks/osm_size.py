@@ -206,7 +206,29 @@ def _queries(pbf: str, cache: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-STEPS = {"convert": _convert, "digests": _digests, "queries": _queries}
+def _strata(pbf: str, cache: str) -> dict[str, Any]:
+    """A land-use sample of a thousand chips of the towns."""
+    from pipelines.osm import convert_extracts
+    from pipelines.region import plan_blocks
+    from pipelines.sampling import sample_blocks
+    from schemas.config import Splits
+    from schemas.sources import OsmSource, Region, Sampling
+    from schemas.taxonomy import default_taxonomy
+
+    extract = convert_extracts([Path(pbf)], Path(cache), OsmSource(pbf=(pbf,)))
+    side = np.ceil(np.sqrt(extract.objects / _TOWN)) * _SIDE
+    plans = plan_blocks(Region(bbox=(9, 48, 9 + side, 48 + side)), GRID, Splits())
+    started = time.perf_counter()
+    sample = Sampling(chips=1000, by="land-use")
+    kept, _ = sample_blocks(plans, sample, GRID, extract, default_taxonomy())
+    seconds = round(time.perf_counter() - started, 2)
+    return {
+        "seconds": seconds, "chips": sum(int(p.chips.sum()) for p in plans),
+        "kept": sum(int(p.chips.sum()) for p in kept),
+    }  # fmt: skip
+
+
+STEPS = {"convert": _convert, "digests": _digests, "queries": _queries, "strata": _strata}
 
 
 def main() -> None:

@@ -16,10 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import osm
-from pipelines.osm import EMPTY_DIGEST, Extract, block_digests, convert_extracts
+from pipelines.objects import load_features
+from pipelines.osm import (
+    EMPTY_DIGEST,
+    Extract,
+    block_digests,
+    convert_extracts,
+    row_group_bounds,
+)
 from pipelines.osm_convert import any_glob
 from schemas.errors import GeoLinkError
+from schemas.grid import to_lonlat, to_utm
 from schemas.sources import DROP_KEYS, OsmSource
+from schemas.taxonomy import default_taxonomy
 
 
 def _features(extract: Extract) -> dict[int, tuple[shapely.Geometry, list[str]]]:
@@ -179,8 +188,8 @@ def test_any_reader_of_geoparquet_reads_the_features(monaco_extract: Extract) ->
     assert np.median(step) < np.median(np.abs(np.diff(shuffled, axis=0)).sum(axis=1)) / 5
 
 
-def _rewritten(extract: Extract, table: pa.Table, path: Path) -> Extract:
-    pq.write_table(table, path, row_group_size=1000)
+def _rewritten(extract: Extract, table: pa.Table, path: Path, rows: int = 1000) -> Extract:
+    pq.write_table(table, path, row_group_size=rows)
     return dataclasses.replace(extract, parquet=path)
 
 
@@ -202,6 +211,63 @@ def test_a_digest_depends_on_the_features_that_meet_the_box_and_on_nothing_else(
     west, south, east, north = (table[c][gone].as_py() for c in ("xmin", "ymin", "xmax", "ymax"))
     meets = [w <= east and e >= west and s <= north and n >= south for w, s, e, n in boxes]
     assert [a != b for a, b in zip(after, before, strict=True)] == meets
+
+
+def test_a_query_reads_only_the_row_groups_that_meet_it(
+    monaco_extract: Extract, tmp_path: Path
+) -> None:
+    """All other row groups are overwritten with rubbish, and nothing changes."""
+    path = tmp_path / "groups.parquet"
+    parts = _rewritten(monaco_extract, pq.read_table(monaco_extract.parquet), path, 300)
+    bounds = row_group_bounds(pq.read_metadata(path))
+    lonlat = (7.412, 43.727, 7.414, 43.729)
+    square = to_utm(32632).transform_bounds(*lonlat)
+    taxonomy = default_taxonomy()
+    before = load_features(path, 32632, square, taxonomy)
+    digest = block_digests(parts, [lonlat])
+
+    # What the query asks for is a little wider: the square's own box of degrees.
+    west, south, east, north = to_lonlat(32632).transform_bounds(*square, densify_pts=21)
+    meets = (bounds[:, 0] <= east) & (bounds[:, 2] >= west)
+    meets &= (bounds[:, 1] <= north) & (bounds[:, 3] >= south)
+    assert 0 < meets.sum() < len(meets) / 2
+    data = bytearray(path.read_bytes())
+    metadata = pq.read_metadata(path)
+    for g in np.flatnonzero(~meets).tolist():
+        for c in range(metadata.num_columns):
+            column = metadata.row_group(g).column(c)
+            first = column.dictionary_page_offset or column.data_page_offset
+            last = first + column.total_compressed_size
+            data[first:last] = b"\xff" * (last - first)
+    path.write_bytes(data)
+    after = load_features(path, 32632, square, taxonomy)
+    assert len(before.osm) > 10
+    assert (after.osm == before.osm).all()
+    assert (after.geometry == before.geometry).all()
+    assert block_digests(parts, [lonlat]) == digest
+    with pytest.raises(GeoLinkError, match="cannot read converted extract"):
+        load_features(path, 32632, to_utm(32632).transform_bounds(*bounds[~meets][0]), taxonomy)
+
+
+def test_a_wide_feature_does_not_stretch_the_row_groups_of_small_ones(tmp_path: Path) -> None:
+    """Between some thousand small features and a few wide ones: each in groups of their own."""
+    pbf = tmp_path / "wide.osm.pbf"
+    rng = np.random.default_rng(0)
+    with osmium.SimpleWriter(str(pbf)) as writer:
+        places = rng.uniform(0, 1, (25_000, 2)) + np.array([9, 48])
+        for i, at in enumerate(places.tolist(), start=1):
+            tags = {"natural": "tree"}
+            writer.add_node(osmium.osm.mutable.Node(id=i, location=at, tags=tags))
+        for i in range(20):
+            ends = [1 + i, 25_000 - i]
+            tags = {"power": "line"}
+            writer.add_way(osmium.osm.mutable.Way(id=1 + i, nodes=ends, tags=tags))
+    extract = convert_extracts([pbf], tmp_path / "cache", OsmSource(pbf=(str(pbf),)))
+    bounds = row_group_bounds(pq.read_metadata(extract.parquet))
+    area = (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1])
+    # Trees fill a square; three groups along the curve do not overlap much more than they must.
+    assert len(bounds) == 3
+    assert area[:2].sum() < 1.3
 
 
 def test_a_box_across_the_antimeridian_is_the_union_of_its_halves(tmp_path: Path) -> None:
