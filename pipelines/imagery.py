@@ -10,11 +10,11 @@ from rasterio.enums import Resampling
 
 from pipelines.composite import Composite, Layers, Part, median
 from pipelines.datum import datum_change
+from pipelines.files import AssetError
 from pipelines.footprints import block_outline, coverage
 from pipelines.items import Scene
 from pipelines.loader import Loader, Place, open_loader
 from pipelines.radiometry import apply_offset, image_findings
-from pipelines.rasters import AssetError
 from pipelines.select import DEFAULT_RULES, Considered, Look, Rules, ranked
 from schemas.grid import Bounds
 from schemas.layout import UNKNOWN_TIME

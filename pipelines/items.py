@@ -22,9 +22,9 @@ from rasterio.transform import Affine
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
+from pipelines.files import Asset, file_sha256, open_raster
 from pipelines.footprints import grid_outline, item_footprint
 from pipelines.radiometry import item_offset, processing_baseline
-from pipelines.rasters import Asset, file_sha256, open_raster
 from pipelines.remote import is_remote, local_path, retried
 from schemas.layout import UNKNOWN_TIME
 from schemas.sensor import Sensor

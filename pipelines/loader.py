@@ -18,18 +18,10 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 
+from pipelines.files import Asset, AssetError, OpenFiles, open_files
 from pipelines.items import Scene, stac_item
 from pipelines.radiometry import to_decibels
-from pipelines.rasters import (
-    Asset,
-    AssetError,
-    GridReader,
-    OpenFiles,
-    PixelGrid,
-    Source,
-    open_files,
-    read_coarse,
-)
+from pipelines.rasters import GridReader, PixelGrid, Source, read_coarse
 from pipelines.remote import is_remote
 from pipelines.select import Look
 from schemas.grid import Bounds

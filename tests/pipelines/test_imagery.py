@@ -18,10 +18,11 @@ from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import from_bounds
 
+from pipelines.files import open_files
 from pipelines.imagery import BlockImage, cut_chips, load_block
 from pipelines.items import Scene, scene_of_item
 from pipelines.plan import STAGES
-from pipelines.rasters import open_files, to_storage
+from pipelines.rasters import to_storage
 from pipelines.scenes import find_scenes
 from pipelines.select import Rules, SceneIndex, choose
 from schemas.errors import GeoLinkError

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipelines.composite import Layers, median
+from pipelines.files import Asset
 from pipelines.imagery import BlockImage, load_block
 from pipelines.items import Problem, Scene, scene_of_item
-from pipelines.rasters import Asset
 from pipelines.scenes import find_scenes
 from pipelines.select import Rules, SceneIndex, choose, mark_duplicates, passes
 from schemas.findings import FINDINGS
@@ -175,7 +175,9 @@ def test_the_same_acquisition_under_two_ids_is_used_once(tmp_path: Path) -> None
 def test_low_sun_is_a_reason(tmp_path: Path) -> None:
     items = [
         write_scene(tmp_path, "low", time="2024-06-01T10:00:00Z", **{"view:sun_elevation": 11.5}),
-        write_scene(tmp_path, "zenith", time="2024-06-02T10:00:00Z", **{"s2:mean_solar_zenith": 70.0}),
+        write_scene(
+            tmp_path, "zenith", time="2024-06-02T10:00:00Z", **{"s2:mean_solar_zenith": 70.0}
+        ),
         write_scene(tmp_path, "high", time="2024-06-03T10:00:00Z", **{"view:sun_elevation": 55.0}),
         write_scene(tmp_path, "unknown", time="2024-06-04T10:00:00Z"),
     ]
