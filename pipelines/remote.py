@@ -96,8 +96,12 @@ def local_path(href: str) -> Path:
 
 
 def public(text: object) -> str:
-    """A message without the queries of its URLs, which can hold tokens."""
-    return re.sub(r"((?:://|/vsi)[^\s?#'\"]*)[?#][^\s'\"),]*", r"\1", str(text))
+    """A message without queries and fragments of addresses, which can hold tokens.
+
+    GDAL shortens an address to its last part in some messages.
+    """
+    plain = re.sub(r"(?<=\S)\?[^\s'\"),]*=[^\s'\"),]*", "", str(text))
+    return re.sub(r"((?:://|/vsi)[^\s?#'\"]*)[?#][^\s'\"),]*", r"\1", plain)
 
 
 def _gdal_env(path: str, sign: str) -> rasterio.Env:
