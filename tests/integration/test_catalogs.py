@@ -144,16 +144,7 @@ PASSING = {
 }
 
 
-LIKE_OTHERS = {
-    "files: 500", "files: mask gone for a while", "files: cut later",
-    "api: 500 of its root", "api: 503",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.soak) if n in LIKE_OTHERS else n for n in PASSING],
-)
+@pytest.mark.parametrize("name", PASSING)
 def test_a_fault_that_passes_leaves_no_trace(
     build: Build, api: Server, expected: dict[str, bytes], name: str
 ) -> None:
