@@ -48,7 +48,7 @@ def diff(a: Path | str, b: Path | str, c: int | None, as_json: bool) -> None:
     with _progress("comparing", quiet=as_json) as progress:
         result = compare(before, after, progress=progress)
     if as_json:
-        output.print_json(dataclasses.asdict(result))
+        output.print_json(_plain(result))
     else:
         _show_diff(result)
 
@@ -63,7 +63,7 @@ def history(dataset: Path | str, as_json: bool) -> None:
 
     found = steps(dataset)
     if as_json:
-        output.print_json([dataclasses.asdict(step) for step in found])
+        output.print_json(_plain(found))
         return
     for step in found:
         changed = f"{step.built:,} built, {step.rebuilt:,} rebuilt, {step.removed:,} removed"
@@ -114,8 +114,7 @@ def verify(
             dataset, snapshot, config=loaded, deep=deep, seed=seed, progress=progress
         )
     if as_json:
-        damages = [damage._asdict() for damage in result.damages]
-        output.print_json({**dataclasses.asdict(result), "damages": damages})
+        output.print_json(_plain(result))
     else:
         _show_verification(result)
     if result.damages:
@@ -145,7 +144,7 @@ def gc(dataset: Path | str, keep: int, grace_hours: float, dry_run: bool, as_jso
         dataset, keep=keep, grace=timedelta(hours=grace_hours), dry_run=dry_run
     )
     if as_json:
-        output.print_json(dataclasses.asdict(result))
+        output.print_json(_plain(result))
         return
     for name in [*result.shards, *result.files]:
         click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
@@ -228,9 +227,8 @@ def check(
         )  # fmt: skip
     certificate = certify(result) if result.passed else None
     if as_json:
-        leaks = [leak._asdict() for leak in result.leaks]
-        content = {**dataclasses.asdict(result), "leaks": leaks, "passed": result.passed}
-        output.print_json({**content, "certificate": certificate})
+        found = {"passed": result.passed, "certificate": certificate}
+        output.print_json({**_plain(result), **found})
     else:
         _show_check(result, certificate)
     if not result.passed:
@@ -238,6 +236,17 @@ def check(
 
 
 COMMANDS = (diff, history, verify, gc, pin, splits)
+
+
+def _plain(value: Any) -> Any:
+    """A result as JSON can hold it. (`dataclasses.asdict` cannot copy counters.)"""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
