@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint benchmarks clean
+.PHONY: help install demo test soak lint benchmarks clean
 
 help:
 	@echo "make demo   install into $(VENV), then build, pretrain and evaluate on the embedded world"
 	@echo "make test   install into $(VENV), then ruff, mypy and all tests"
+	@echo "make soak   kill builds and break stores many times, for some twenty minutes"
 	@echo "make benchmarks   run every script in benchmarks/ and print its JSON"
 
 install: $(VENV)/installed
@@ -33,6 +34,9 @@ lint: install
 test: lint
 	@echo "==> pytest"
 	@$(BIN)/pytest -n 2 --dist loadfile
+
+soak: install
+	@$(BIN)/pytest -m soak -v
 
 benchmarks: install
 	@for script in benchmarks/[a-z]*.py; do echo "==> $$script"; $(BIN)/python $$script || exit 1; done
