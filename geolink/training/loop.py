@@ -20,6 +20,7 @@ from geolink.stream import Batch, ShardStream
 from geolink.training.augment import augment
 from geolink.training.log import Log
 from geolink.training.optim import learning_rate
+from geolink.training.pin import RunPin
 from geolink.training.setup import Training, save, set_up
 from geolink.training.signals import stop_on_signals
 from schemas.training import TrainConfig
@@ -69,12 +70,14 @@ def pretrain(config: TrainConfig, *, progress: Progress | None = None) -> RunRes
     if t.step == t.steps:
         return _result(t, "this run is finished already; give another run folder to begin anew", 0)
     first, started = t.step, time.perf_counter()
+    pin = RunPin(config.dataset, t.meta.snapshot, config.run)
     scaled = config.precision == "16-mixed"
     with (
         closing(Log(config.run, step=t.step, rows=t.rows, scaled=scaled)) as log,
         closing(endless(t.stream)) as batches,
         stop_on_signals() as stop,
     ):
+        t.notes += [pin.note] if pin.note else []
         for note in t.notes:
             log.message(t.step, note)
         stopped_by = None
@@ -90,6 +93,7 @@ def pretrain(config: TrainConfig, *, progress: Progress | None = None) -> RunRes
             if t.step % config.log_every == 0 or t.step == t.steps:
                 figures = log.line(t.step, (t.step - 1) // len(t.stream), lr)
                 t.loss = figures["loss"]
+                pin.renew()
                 if progress is not None:
                     progress(t.step, t.steps, figures)
             # Looked at once: a signal that comes later is for the next step.
@@ -99,7 +103,9 @@ def pretrain(config: TrainConfig, *, progress: Progress | None = None) -> RunRes
                 t.rows = log.rows
                 save(t)
         text = f"{t.step} of {t.steps} steps are done"
-        if t.step < t.steps:
+        if t.step == t.steps:
+            pin.remove()
+        else:
             text = f"stopped by {stopped_by}: {text}, all are kept; run again to go on"
         log.message(t.step, text)
     chips = (t.step - first) * config.batch_size

@@ -22,6 +22,7 @@ from geolink.training.loop import RunResult, pretrain
 from geolink.training.optim import learning_rate
 from schemas.errors import GeoLinkError
 from schemas.findings import CHIP_FLAGS
+from schemas.pins import read_pins
 from schemas.sensor import SENTINEL_2_L2A
 from schemas.training import ModelConfig, TrainConfig
 from tests.shards import make_dataset
@@ -149,8 +150,13 @@ def test_a_signal_ends_the_step_and_keeps_it(
     assert (result.step, result.finished) == (5, False)
     assert signum.name in result.message
     assert result.checkpoint.name == "step-000005"
+    # What it goes on with is kept, for a while.
+    (pin,) = read_pins(dataset).values()
+    assert pin.snapshot == 1
+    assert pin.expires is not None
     again = pretrain(config(dataset, tmp_path / "run"))
     assert again.finished
+    assert read_pins(dataset) == {}
     assert_same_run(tmp_path / "run", unbroken)
 
 
@@ -182,6 +188,18 @@ def test_a_killed_process_leaves_a_run_that_goes_on_to_the_bit(
     assert torch.get_num_threads() == threads
     pretrain(config(dataset, tmp_path / "whole", **kwargs))
     assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_dataset_that_cannot_be_written_is_trained_on_without_a_pin(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise GeoLinkError("cannot write pins: read-only file system")
+
+    monkeypatch.setattr("geolink.training.pin.write_pin", refuse)
+    result = pretrain(config(dataset, tmp_path / "run"))
+    assert result.finished
+    assert "gc may remove it: cannot write pins" in " ".join(result.notes)
 
 
 def test_a_damaged_last_checkpoint_is_left_out_and_said(

@@ -1,0 +1,49 @@
+"""The pin that keeps a run's snapshot while it trains."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from pathlib import Path
+
+from schemas.errors import GeoLinkError
+from schemas.pins import LEASE, remove_pin, write_pin
+from schemas.storage import Location
+
+_RENEW_S = 3600.0
+
+
+class RunPin:
+    """A pin of the dataset, named after the run's folder; renewed while the run goes on.
+
+    It is removed when the run is finished. One of a run that was stopped or died lasts a week, in
+    which the run can go on. A dataset that cannot be written is not pinned: `note` says so.
+    """
+
+    def __init__(self, dataset: Location, snapshot: int, run: Path) -> None:
+        place = f"{socket.gethostname()}:{run.resolve()}"
+        self.name = f"run-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}"
+        self.dataset, self.snapshot = dataset, snapshot
+        self.note = ""
+        self._write()
+
+    def renew(self) -> None:
+        """Renew it if an hour has passed."""
+        if not self.note and time.monotonic() - self._written > _RENEW_S:
+            self._write()
+
+    def remove(self) -> None:
+        """Remove it: the run needs the snapshot no longer."""
+        if not self.note:
+            try:
+                remove_pin(self.dataset, self.name)
+            except GeoLinkError as error:
+                self.note = f"the pin of snapshot {self.snapshot} was left: {error}"
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        try:
+            write_pin(self.dataset, self.name, self.snapshot, lasts=LEASE)
+        except GeoLinkError as error:
+            self.note = f"snapshot {self.snapshot} is not pinned, gc may remove it: {error}"
