@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.dataset import (
@@ -26,6 +25,7 @@ from schemas.dataset import (
 )
 from schemas.errors import GeoLinkError
 from schemas.layout import validate
+from schemas.parquet import read_parquet
 from schemas.splits import SPLITS
 from schemas.storage import Location, storage
 
@@ -166,8 +166,8 @@ def _check(arrays: Arrays, path: str) -> None:
 def _read_vocabulary(dataset: Location, key: str) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
     path = f"{dataset}/{vocabulary_name(key)}"
     try:
-        data = io.BytesIO(storage(dataset).read(vocabulary_name(key)))
-        table = pq.read_table(data, columns=["id", "key", "objects"])
+        data = storage(dataset).read(vocabulary_name(key))
+        table = read_parquet(data, ["id", "key", "objects"])
     except (OSError, pa.ArrowException) as error:
         raise GeoLinkError(f"tag vocabulary {path} is missing or damaged: {error}") from error
     ids = table["id"].to_numpy().astype(np.uint64)

@@ -30,6 +30,7 @@ from schemas.dataset import (
     vocabulary_name,
 )
 from schemas.errors import GeoLinkError
+from schemas.parquet import read_parquet
 from schemas.storage import Location, Storage, storage, writing
 
 if TYPE_CHECKING:
@@ -185,8 +186,8 @@ def _latest_table(dataset: Location, encoder: str) -> TagTable | None:
     if not files.exists(name):
         return None
     try:
-        vocabulary = io.BytesIO(files.read(vocabulary_name(snapshot.vocabulary)))
-        ids = pq.read_table(vocabulary, columns=["id"])["id"].to_numpy()
+        vocabulary = files.read(vocabulary_name(snapshot.vocabulary))
+        ids = read_parquet(vocabulary, ["id"])["id"].to_numpy()
         table = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise GeoLinkError(

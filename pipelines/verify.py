@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.build import build_shard
@@ -41,6 +40,7 @@ from schemas.dataset import (
 )
 from schemas.errors import GeoLinkError
 from schemas.layout import ARRAYS
+from schemas.parquet import read_parquet
 from schemas.pins import read_pins
 from schemas.storage import Location, storage
 from schemas.storage_objects import MemoryFiles
@@ -213,7 +213,7 @@ class _Vocabulary:
         blank = cls(name, np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64), [])
         files, damages = storage(dataset), []
         try:
-            table = pq.read_table(io.BytesIO(files.read(name)))
+            table = read_parquet(files.read(name))
             ids = table["id"].to_numpy().astype(np.uint64)
             pairs = zip(table["key"].to_pylist(), table["value"].to_pylist(), strict=True)
             if not np.array_equal(tag_id([f"{k}={v}" for k, v in pairs]), ids):

@@ -3,7 +3,6 @@
 Reading lives here because builders and readers share it; writing is the builders' alone.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from schemas.config import ObjectOptions, Splits
 from schemas.errors import GeoLinkError
 from schemas.grid import Grid
 from schemas.layout import ARRAYS, SCHEMA_VERSION
+from schemas.parquet import read_parquet
 from schemas.sensor import Sensor
 from schemas.storage import Location, join, storage
 from schemas.taxonomy import Taxonomy
@@ -152,7 +152,6 @@ def read_snapshot(dataset: Location, number: int | None = None) -> Snapshot:
     Raises GeoLinkError: there is none, it is damaged, or made by a newer version.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     numbers = snapshot_numbers(dataset)
     if not numbers:
@@ -165,7 +164,7 @@ def read_snapshot(dataset: Location, number: int | None = None) -> Snapshot:
         )
     path = join(dataset, snapshot_name(number))
     try:
-        table = pq.read_table(io.BytesIO(storage(dataset).read(snapshot_name(number))))
+        table = read_parquet(storage(dataset).read(snapshot_name(number)))
         meta = json.loads(table.schema.metadata[b"geolink"])
         if meta["schema_version"] > SCHEMA_VERSION:
             raise GeoLinkError(

@@ -138,7 +138,7 @@ def show(
     click.echo(f"wrote {picture}")
 
 
-@cli.command(short_help="Write chips as GeoTIFF, PNG, GeoParquet, STAC, ...")
+@cli.command(short_help="Write chips as GeoTIFF, PNG, GeoParquet, STAC and others.")
 @click.argument("dataset", type=LOCATION)
 @click.argument("folder", type=_FILE)
 @click.option(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from schemas.findings import FINDINGS
+
 if TYPE_CHECKING:
     from geolink.training.loop import RunResult
     from pipelines.build import BuildResult
@@ -31,7 +33,7 @@ def table(rows: Mapping[str, Any], *, as_json: bool) -> None:
     for name, value in rows.items():
         shown = [f"{k} {human(v)}" for k, v in value.items()] if isinstance(value, dict) else None
         text = ", ".join(shown) if shown is not None else human(value)
-        click.echo(f"{name.replace('_', ' '):<{width}}  {text}")
+        click.echo(f"{name.replace('_', ' '):<{width}}  {text or 'none'}")
 
 
 def human(value: object) -> str:
@@ -41,7 +43,7 @@ def human(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:,.6g}"
     if isinstance(value, list | tuple):
         return ", ".join(human(v) for v in value)
     return str(value)
@@ -139,7 +141,9 @@ def build_summary(result: "BuildResult", *, as_json: bool) -> None:
     if result.snapshot is None:
         summary["snapshot"] = "none published: some shards failed"
     summary["bytes"] = size(sum(r.bytes for r in rows))
+    del summary["findings"]
     table(summary, as_json=False)
+    findings(result.qc)
     for shard, message in list(result.failed.items())[:10]:
         click.secho(f"shard {shard} failed: {message}", fg="red", err=True)
     if result.failed:
@@ -182,6 +186,20 @@ def explanation(found: "Explanation", *, as_json: bool) -> None:
         click.secho("\na rebuild would change", bold=True)
         for reason in found.rebuild or ["nothing"]:
             click.echo(f"  {reason}")
+
+
+def findings(counts: Mapping[str, int]) -> None:
+    """What was found, gravest first: how often, and what it means."""
+    order = ("error", "warning", "note")
+    found = sorted((order.index(FINDINGS[code].severity), code) for code in counts)
+    width = max((len(code) for code in counts), default=0)
+    colour = {"error": "red", "warning": "yellow", "note": None}
+    for grade, code in found:
+        about = FINDINGS[code]
+        mark = click.style(f"{order[grade]:<8}", fg=colour[about.severity])
+        click.echo(f"{mark} {counts[code]:>7,}  {code:<{width}}  {about.meaning}")
+    if found:
+        click.echo("What to do about each is in docs/findings.md.")
 
 
 def run_summary(result: "RunResult", *, as_json: bool) -> None:
