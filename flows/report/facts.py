@@ -20,6 +20,7 @@ from schemas.splits import SPLITS
 from schemas.storage import Location, storage
 
 _WORST = 3
+_GRAVEST = 5
 _TAGS = 12
 _SCENES = 40
 
@@ -88,20 +89,21 @@ def _unknown(code: str) -> Finding:
 
 
 def _scope(scope: str, count: int) -> str:
-    word = "case" if scope == "dataset" else scope
+    word = "case" if scope in ("dataset", "extract") else scope
     return word if count == 1 else f"{word}s"
 
 
-def verdict(lines: Sequence[FindingLine]) -> tuple[str, str]:
-    """The gravest severity there is (or `fine`), and a sentence that says what to make of it."""
+def verdict(lines: Sequence[FindingLine]) -> tuple[str, str, list[FindingLine]]:
+    """The gravest severity there is (or `fine`), what to make of it, and what to look at first."""
     kinds = Counter(line.severity for line in lines)
-    for severity, text in (
-        ("error", "Something is wrong"), ("warning", "Worth a look before use"),
-    ):  # fmt: skip
-        if kinds[severity]:
-            first = next(line for line in lines if line.severity == severity)
-            return severity, f"{text}: {first.meaning[0].lower()}{first.meaning[1:]}"
-    return "fine", "Nothing was found that needs attention."
+    gravest = [x for s in ("error", "warning") for x in lines if x.severity == s][:_GRAVEST]
+    if not gravest:
+        return "fine", "Nothing was found that needs attention.", []
+    parts = [
+        f"{kinds[s]} kind{'s' * (kinds[s] != 1)} of {s}" for s in ("error", "warning") if kinds[s]
+    ]
+    text = "Something is wrong" if kinds["error"] else "Worth a look before use"
+    return gravest[0].severity, f"{text}: {' and '.join(parts)}.", gravest
 
 
 def splits(rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:

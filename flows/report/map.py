@@ -200,8 +200,10 @@ def _title(lines: list[str]) -> Markup:
     return Markup("<title>{}</title>").format("\n".join(shown))
 
 
-def _lines(frame: _Frame, projection: Projection) -> Iterator[tuple[str, float, Floats, bool]]:
-    """Meridians and parallels: kind, degrees, points on the page, whether a zone ends there."""
+def _lines(
+    frame: _Frame, projection: Projection
+) -> Iterator[tuple[str, float, float, Floats, bool]]:
+    """Meridians and parallels: kind, degrees, step of degrees, points on the page, zone border."""
     edge = np.linspace(0, 1, 41)
     x0, x1 = frame.west, frame.west + WIDTH * frame.metres
     y1, y0 = frame.north, frame.north - frame.height * frame.metres
@@ -225,18 +227,18 @@ def _lines(frame: _Frame, projection: Projection) -> Iterator[tuple[str, float, 
             fixed = np.full(61, degrees)
             pair = (fixed, along) if kind == "lon" else (along, fixed)
             page = frame.to_page(to_plane(projection, np.stack(pair, axis=-1)))
-            yield kind, degrees, page, kind == "lon" and degrees % 6 == 0
+            yield kind, degrees, step, page, kind == "lon" and degrees % 6 == 0
         if kind == "lon" and step < 6 and not projection.world:
             for border_lon in range(math.ceil(low / 6) * 6, math.floor(high) + 1, 6):
                 if border_lon % step:
                     pair = (np.full(61, float(border_lon)), along)
                     page = frame.to_page(to_plane(projection, np.stack(pair, axis=-1)))
-                    yield kind, float(border_lon), page, True
+                    yield kind, float(border_lon), 1.0, page, True
 
 
 def _graticule_svg(frame: _Frame, projection: Projection) -> Markup:
     parts = []
-    for _, _, page, zone in _lines(frame, projection):
+    for _, _, _, page, zone in _lines(frame, projection):
         page = page[np.isfinite(page).all(axis=1)]
         near = (np.abs(page - [WIDTH / 2, frame.height / 2]) < 3 * WIDTH).all(axis=1)
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in page[near])
@@ -250,7 +252,7 @@ def _labels(frame: _Frame, projection: Projection) -> tuple[list[Label], list[La
     """Where meridians meet the lower edge and parallels the left one, as per cent."""
     meridians: list[Label] = []
     parallels: list[Label] = []
-    for kind, degrees, page, _ in _lines(frame, projection):
+    for kind, degrees, step, page, _ in _lines(frame, projection):
         axis, target, extent = (1, frame.height, WIDTH) if kind == "lon" else (0, 0.0, frame.height)
         across, along = page[:, axis], page[:, 1 - axis]
         order = np.argsort(across)
@@ -258,15 +260,18 @@ def _labels(frame: _Frame, projection: Projection) -> tuple[list[Label], list[La
             continue
         at = 100 * float(np.interp(target, across[order], along[order])) / extent
         if 3 <= at <= 97:
-            (meridians if kind == "lon" else parallels).append(Label(at, _degrees(kind, degrees)))
+            (meridians if kind == "lon" else parallels).append(
+                Label(at, _degrees(kind, degrees, step))
+            )
     return sorted(meridians, key=lambda m: m.at), sorted(parallels, key=lambda p: p.at)
 
 
-def _degrees(kind: str, degrees: float) -> str:
+def _degrees(kind: str, degrees: float, step: float) -> str:
     if kind == "lon":
         degrees = (degrees + 180) % 360 - 180
     side = ("E" if degrees > 0 else "W") if kind == "lon" else ("N" if degrees > 0 else "S")
-    return f"{abs(degrees):.4g}°{side if degrees and abs(degrees) != 180 else ''}"
+    places = next(n for n in range(4) if round(step, n) == step)
+    return f"{abs(degrees):.{places}f}°{side if degrees and abs(degrees) != 180 else ''}"
 
 
 def _scale(frame: _Frame, projection: Projection) -> Label | None:

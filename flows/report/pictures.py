@@ -94,8 +94,9 @@ def _rank(bits: int, shard: str, chip: int) -> tuple[int, str, int]:
 
 
 def typical_chips(rows: Iterable[SnapshotRow], count: int = TYPICAL) -> list[ChipOf]:
-    """Chips without any finding, from shards spread evenly along their order."""
+    """Chips without any finding, from shards full of objects to empty ones, evenly."""
     clean = [row for row in rows if 0 in row.chip_findings]
+    clean.sort(key=lambda row: (-row.objects / row.chips, row.shard))
     some = [clean[i * len(clean) // count] for i in range(count)] if len(clean) > count else clean
     return [(row, _middle(row.chip_findings)) for row in some]
 

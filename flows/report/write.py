@@ -33,7 +33,7 @@ def write_report(dataset: Location, page: Path, *, snapshot: int | None = None) 
     records = read_records(dataset, found.number)
     seen = survey(dataset, found.rows, found.info)
     lines = facts.finding_lines(found.rows, records)
-    severity, sentence = facts.verdict(lines)
+    severity, sentence, gravest = facts.verdict(lines)
     tags, tag_count = facts.top_tags(dataset, found.vocabulary)
     scenes, scene_count = facts.scene_rows(found.rows, seen, records)
     steps = history(dataset)
@@ -43,7 +43,8 @@ def write_report(dataset: Location, page: Path, *, snapshot: int | None = None) 
         info=found.info, number=found.number, version=version("geolink-osm"),
         published=next(s.published for s in steps if s.snapshot == found.number),
         steps=steps[: -_HISTORY - 1 : -1], steps_left_out=max(len(steps) - _HISTORY, 0),
-        figures=_figures(found, scene_count), severity=severity, sentence=sentence, lines=lines,
+        figures=_figures(found, scene_count), severity=severity, sentence=sentence,
+        gravest=gravest, lines=lines,
         about=FINDINGS, **_map(dataset, found, records, seen),
         survey=seen, charts=charts(seen, found.info),
         worst=pictures.draw(dataset, worst, found.info),

@@ -235,7 +235,22 @@ def check(
         sys.exit(FOUND)
 
 
-COMMANDS = (diff, history, verify, gc, pin, splits)
+@click.command(short_help="Write a page about a dataset: map, findings, chips.")
+@click.argument("dataset", type=LOCATION)
+@click.argument("page", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
+def report(dataset: Path | str, page: Path, snapshot: int | None) -> None:
+    """Write the report of DATASET to PAGE: one HTML file that needs nothing else.
+
+    A map of the shards by split, state, age and finding; every finding and what to do; the chips
+    to look at first; distributions; scenes, OpenStreetMap, lineage and licence.
+    """
+    from flows.report import write_report
+
+    click.echo(f"wrote {write_report(dataset, page, snapshot=snapshot)}")
+
+
+COMMANDS = (diff, history, verify, gc, pin, splits, report)
 
 
 def _plain(value: Any) -> Any:
