@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import chain, pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from pipelines.ragged import ranks
+from pipelines.threads import side_by_side
 from schemas.dataset import (
     SnapshotRow,
     read_arrays,
@@ -29,7 +30,7 @@ from schemas.dataset import (
     tag_table_name,
     vocabulary_name,
 )
-from schemas.errors import GeoLinkError
+from schemas.errors import GeoLinkError, NetworkFault
 from schemas.parquet import read_parquet
 from schemas.storage import Location, Storage, storage, writing
 
@@ -109,24 +110,22 @@ def merge_vocabularies(parts: Iterable[Vocabulary]) -> Vocabulary:
     for part in parts:
         for text, n in zip(part.texts, part.objects.tolist(), strict=True):
             total[text] = total.get(text, 0) + n
-    texts = list(total)
+    texts = [text for text, n in total.items() if n]
     order, ids = by_id(texts)
-    objects = np.array(list(total.values()), np.int64)[order]
+    objects = np.array([total[text] for text in texts], np.int64)[order]
     return Vocabulary(ids, [texts[i] for i in order.tolist()], objects)
 
 
 def write_vocabulary(dataset: Location, rows: Sequence[SnapshotRow], encoder: str) -> str:
     """Write the vocabulary of a snapshot's shards and its embeddings; returns its content key.
 
-    Only tags that the latest snapshot's table lacks are encoded. Files that are there are left.
+    Only tags that the latest snapshot's table lacks are encoded, and only shards are read in which
+    it differs. Files that are there are left.
 
     Raises GeoLinkError: an encoder that cannot be had, a damaged shard, two tags with one id, or a
     folder that cannot be written.
     """
-    names = ("object_tag", "tag", "tag_text_offset", "tag_text")
-    vocabulary = merge_vocabularies(
-        shard_vocabulary(read_arrays(dataset, row.path, names)[0]) for row in rows if row.objects
-    )
+    vocabulary = _vocabulary_of(dataset, rows)
     key = vocabulary.key()
     table_name = tag_table_name(key, encoder)
     files = storage(dataset)
@@ -139,6 +138,43 @@ def write_vocabulary(dataset: Location, rows: Sequence[SnapshotRow], encoder: st
             np.save(buffer, extend_table(vocabulary, encoder, known), allow_pickle=False)
             files.create(table_name, buffer.getvalue())
     return key
+
+
+def _vocabulary_of(dataset: Location, rows: Sequence[SnapshotRow]) -> Vocabulary:
+    """The vocabulary of some shards, from the latest snapshot's where most of them are in that."""
+    after = {row.path for row in rows if row.objects}
+    known = read_snapshot(dataset) if snapshot_numbers(dataset) else None
+    before = {row.path for row in known.rows if row.objects} if known else set()
+    base = _known_vocabulary(dataset, known.vocabulary) if known else None
+    if base is None or len(before ^ after) >= len(after):
+        return merge_vocabularies(side_by_side(partial(_tags_of, dataset), sorted(after)))
+    added = side_by_side(partial(_tags_of, dataset), sorted(after - before))
+    gone = side_by_side(partial(_tags_of, dataset), sorted(before - after))
+    taken = (part._replace(objects=-part.objects) for part in gone)
+    try:
+        return merge_vocabularies(chain([base], taken, added))
+    except NetworkFault:
+        raise
+    except GeoLinkError:  # a shard that is needed no more may be damaged; one that is, is told
+        return merge_vocabularies(side_by_side(partial(_tags_of, dataset), sorted(after)))
+
+
+def _tags_of(dataset: Location, path: str) -> Vocabulary:
+    names = ("object_tag", "tag", "tag_text_offset", "tag_text")
+    return shard_vocabulary(read_arrays(dataset, path, names)[0])
+
+
+def _known_vocabulary(dataset: Location, key: str) -> Vocabulary | None:
+    """A vocabulary that was written; None if it is not there, or not what its key says."""
+    try:
+        data = storage(dataset).read(vocabulary_name(key))
+        table = read_parquet(data, ["id", "key", "value", "objects"])
+        pairs = zip(table["key"].to_pylist(), table["value"].to_pylist(), strict=True)
+        texts = [f"{k}={v}" for k, v in pairs]
+        found = Vocabulary(table["id"].to_numpy(), texts, table["objects"].to_numpy())
+    except (OSError, KeyError, pa.ArrowException):
+        return None
+    return found if found.key() == key else None
 
 
 def _renewed(files: Storage, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Tags: ids, the vocabulary of a snapshot, and their embeddings."""
 
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -181,6 +182,23 @@ def test_a_snapshots_vocabulary_counts_the_objects_of_its_shards(tmp_path: Path)
     files = {p.name: p.read_bytes() for p in (tmp_path / "tags").iterdir() if p.is_file()}
     assert write_vocabulary(tmp_path, rows, "wordllama") == key
     assert {p.name: p.read_bytes() for p in (tmp_path / "tags").iterdir() if p.is_file()} == files
+
+
+def test_a_vocabulary_grown_and_shrunk_is_the_one_made_at_once(tmp_path: Path) -> None:
+    prepare_dataset(tmp_path, make_info())
+    rows = [store_row(tmp_path, Block(32632, n, 9), random_arrays(n)) for n in range(6)]
+    publish(tmp_path, rows[:5], write_vocabulary(tmp_path, rows[:5], "wordllama"), make_info())
+    once = tmp_path / "once"
+    for row in rows:
+        shutil.copytree(tmp_path / row.path, once / row.path)
+    for kept in (rows[1:], rows[:5], rows[1:5]):
+        key = write_vocabulary(tmp_path, kept, "wordllama")
+        assert write_vocabulary(once, kept, "wordllama") == key
+        name = vocabulary_name(key)
+        assert (tmp_path / name).read_bytes() == (once / name).read_bytes()
+    # A shard that is left out needs not be readable.
+    shutil.rmtree(tmp_path / rows[0].path)
+    assert write_vocabulary(tmp_path, rows[1:5], "wordllama") == key
 
 
 def test_an_encoder_that_cannot_be_had_is_told() -> None:
