@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from geolink.models.paper import GeoLink
 from schemas.errors import GeoLinkError
+from schemas.licences import Licence
 from schemas.storage_local import flush
 from schemas.training import TrainConfig
 
@@ -49,6 +50,9 @@ class CheckpointMeta(BaseModel):
     dataset: Annotated[str, Field(description="Name of the dataset.")]
     snapshot: Annotated[int, Field(ge=1, description="Snapshot of the dataset.")]
     tag_encoder: Annotated[str, Field(description="Text encoder of the tags.")]
+    licences: Annotated[
+        tuple[Licence, ...], Field(description="Terms of what it learnt from.")
+    ] = ()
     bands: Annotated[tuple[str, ...], Field(description="Names of the bands.")]
     nodata: Annotated[int, Field(description="Stored value of pixels without data.")]
     mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
@@ -202,6 +206,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "dataset": meta.dataset,
         "snapshot": meta.snapshot,
         "tag_encoder": meta.tag_encoder,
+        "licences": "; ".join(f"{n.source}: {n.licence or 'not stated'}" for n in meta.licences),
         "seed": meta.config.seed,
         "geolink": meta.geolink,
         "revision": meta.revision or "none",

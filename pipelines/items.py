@@ -24,9 +24,11 @@ from shapely.geometry.base import BaseGeometry
 
 from pipelines.files import Asset, file_sha256, open_raster
 from pipelines.footprints import grid_outline, item_footprint
+from pipelines.licences import licence_of
 from pipelines.radiometry import item_offset, processing_baseline
 from pipelines.remote import is_remote, local_path, retried
 from schemas.layout import UNKNOWN_TIME
+from schemas.licences import Licence
 from schemas.sensor import Sensor
 from schemas.sources import SceneSource
 
@@ -47,7 +49,7 @@ class Scene:
     """UTC."""
     cloud_cover: float | None
     """Percent; None: unknown."""
-    licence: str
+    licence: Licence
     bands: tuple[Asset, ...]
     """In the sensor's order; empty where the scene has a problem with them."""
     mask: Asset | None
@@ -77,9 +79,11 @@ class Scene:
 
 
 def scene_of_item(
-    item: Mapping[str, Any], sensor: Sensor, source: SceneSource, base: str, licence: str
-) -> Scene:
-    """A scene of a STAC item (0.8 to 1.1) as JSON; `base`: where relative hrefs start.
+    item: Mapping[str, Any], sensor: Sensor, source: SceneSource, base: str,
+    collection: Mapping[str, Any],
+) -> Scene:  # fmt: skip
+    """A scene of a STAC item (0.8 to 1.1) as JSON; `base`: where relative hrefs start;
+    `collection`: the document of its collection, empty where there is none.
 
     An item that cannot be used comes back with its `problem`.
     """
@@ -91,7 +95,7 @@ def scene_of_item(
         id=str(item["id"]),
         datetime=_parse_time(properties.get("datetime") or properties.get("start_datetime")),
         cloud_cover=_number(properties.get("eo:cloud_cover")),
-        licence=str(properties.get("license") or licence),
+        licence=licence_of(item, collection),
         bands=(),
         mask=None,
         offset=offset.dn or 0,
@@ -129,17 +133,15 @@ def scene_of_item(
     return replace(scene, digest=_scene_digest(scene, digests))
 
 
-def scene_of_raster(
-    path: Path, scene_id: str, sensor: Sensor, source: SceneSource, licence: str = ""
-) -> Scene:
+def scene_of_raster(path: Path, scene_id: str, sensor: Sensor, source: SceneSource) -> Scene:
     """A scene of a local raster, by its header; a `.prj` file beside it may state its CRS.
 
     A band is found by its `index` where all of the sensor's bands share an asset, else by its
     place in the sensor's order. Digital numbers are taken as they are.
     """
     blank = Scene(
-        scene_id, None, None, licence, (), None, 0, "local raster: taken as it is",
-        shapely.Polygon(), "",
+        scene_id, None, None, Licence(source="rasters", licence=""), (), None, 0,
+        "local raster: taken as it is", shapely.Polygon(), "",
     )  # fmt: skip
     try:
         with open_raster(str(path)) as dataset:

@@ -35,6 +35,7 @@ from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
 from schemas.grid import Block, Bounds, block_bounds, to_lonlat
 from schemas.layout import SCHEMA_VERSION, UNKNOWN_TIME
+from schemas.licences import NO_TERMS, OSM, Licence, distinct, licence_findings
 from schemas.sources import DROP_KEYS
 from schemas.splits import Split
 from schemas.storage import Location
@@ -121,7 +122,8 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     skipped |= without | extract.counts | age_findings(extract, config.osm.max_age_days, until)
     if within is not None:
         blocks = [b for b in blocks if within.intersects(_footprint(config, b))]
-    info = _info(config, tuple(dict.fromkeys(s.licence for s in scenes if s.licence)))
+    info = _info(config, [s.licence for s in scenes if not s.problem])
+    skipped |= licence_findings(info.licences)
     margin = margin_m(info, config.registration)
     digests = block_digests(extract, [lonlat_bounds(config, b.block, margin) for b in blocks])
     if set(digests) == {EMPTY_DIGEST}:
@@ -182,7 +184,7 @@ def _block_tasks(
 
 
 def _plan_pairs(config: DatasetConfig, folder: Path) -> Plan:
-    info = _info(config, ())
+    info = _info(config, [Licence(source="pairs", licence="")])
     shards, skipped = plan_pairs(folder, config.grid, config.splits)
     contract, tasks = _contract(info), []
     for shard in shards:
@@ -198,7 +200,7 @@ def _plan_pairs(config: DatasetConfig, folder: Path) -> Plan:
                 "", shard, {}, config.registration,
             )
         )  # fmt: skip
-    return Plan(info, tasks, None, {}, None, skipped)
+    return Plan(info, tasks, None, {}, None, skipped | licence_findings(info.licences))
 
 
 def cache_folder(config: DatasetConfig) -> Path:
@@ -229,8 +231,13 @@ def _footprint(config: DatasetConfig, plan: BlockPlan) -> BaseGeometry:
     return shapely.box(*lonlat_bounds(config, plan.block, 0.0))
 
 
-def _info(config: DatasetConfig, licences: tuple[str, ...]) -> DatasetInfo:
-    image_licence = config.licence or "; ".join(licences) or "not stated"
+def _info(config: DatasetConfig, images: list[Licence]) -> DatasetInfo:
+    stated = [
+        n.model_copy(update={"licence": config.licence})
+        if config.licence and n.licence.lower() in NO_TERMS
+        else n
+        for n in images
+    ]
     return DatasetInfo(
         schema_version=SCHEMA_VERSION,
         name=config.name,
@@ -243,8 +250,7 @@ def _info(config: DatasetConfig, licences: tuple[str, ...]) -> DatasetInfo:
         objects=config.objects,
         splits=config.splits,
         tag_encoder=config.tag_encoder,
-        licence=f"OpenStreetMap data: ODbL-1.0; images: {image_licence}",
-        attribution=("© OpenStreetMap contributors",),
+        licences=distinct([OSM, *stated]),
     )
 
 
@@ -255,7 +261,7 @@ def content_key(made_from: dict[str, Any]) -> str:
 
 def _contract(info: DatasetInfo) -> dict[str, str]:
     """Digest of each part of the contract that a shard's bytes depend on."""
-    outside = {"name", "splits", "tag_encoder", "licence", "attribution"}
+    outside = {"name", "splits", "tag_encoder", "licences"}
     parts = info.model_dump(mode="json", exclude=outside)
     return {
         name: xxhash.xxh3_64_hexdigest(json.dumps(value, sort_keys=True).encode())

@@ -118,7 +118,7 @@ def _from_stac(
     address = public(source.stac)
     scenes: dict[tuple[str, str], Scene] = {}
     try:
-        for item, base, licence in find_items(source, bounds_lonlat, region, counts):
+        for item, base, collection in find_items(source, bounds_lonlat, region, counts):
             if "properties" not in item or "assets" not in item:
                 raise GeoLinkError(f"{address}: item {item.get('id')!r} is no STAC item")
             key = (str(item.get("collection") or ""), str(item["id"]))
@@ -126,7 +126,7 @@ def _from_stac(
             if key in scenes or not matches(item, source.query):
                 continue
             if bounds is None or boxes_meet(bounds, bounds_lonlat):
-                scenes[key] = scene_of_item(item, sensor, source, base, licence)
+                scenes[key] = scene_of_item(item, sensor, source, base, collection)
     except OSError as error:
         raise GeoLinkError(f"cannot read the STAC catalog {address}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -39,8 +39,8 @@ class Found(NamedTuple):
     item: Json
     base: str
     """Where its relative hrefs start."""
-    licence: str
-    """Its collection's."""
+    collection: Json
+    """Document of its collection; empty where there is none."""
 
 
 def find_items(
@@ -144,7 +144,7 @@ class _Api:
         posts = [link for link in links if str(link.get("method")).upper() == "POST"]
         self.method = "POST" if posts else "GET"
         self.url = urljoin(address, str((posts or links)[0]["href"]))
-        self.licences: dict[str, str] = {}
+        self.collections: dict[str, Json] = {}
 
     def search(self, source: SceneSource, area: Json, counts: Counter[str]) -> Iterator[Found]:
         """Items of one area."""
@@ -161,7 +161,7 @@ class _Api:
             stated = int(page.get("numberMatched") or _of(page, "context").get("matched") or 0)
             received += len(page["features"])
             for item in page["features"]:
-                yield Found(item, _self(item) or self.address, self._licence(item))
+                yield Found(item, _self(item) or self.address, self._collection(item))
         if received < stated:
             counts["scene_list_short"] += stated - received
 
@@ -203,9 +203,9 @@ class _Api:
             own = link.get("body") or {}
             body = {**body, **own} if link.get("merge") else own
 
-    def _licence(self, item: Json) -> str:
+    def _collection(self, item: Json) -> Json:
         name = str(item.get("collection") or "")
-        if name and name not in self.licences:
+        if name and name not in self.collections:
             url = f"{self.address.rstrip('/')}/collections/{name}"
             try:
                 collection = fetch(url, session=self.session)
@@ -214,8 +214,8 @@ class _Api:
                     raise
                 # An API need not have collections; the dataset's own `licence` takes its place.
                 collection = {}
-            self.licences[name] = _stated_licence(collection)
-        return self.licences.get(name, "")
+            self.collections[name] = collection if isinstance(collection, dict) else {}
+        return self.collections.get(name, {})
 
 
 def _walk(
@@ -228,7 +228,6 @@ def _walk(
         while pending:
             where, catalog = pending.pop()
             is_collection = _kind(catalog) == "Collection"
-            licence = _stated_licence(catalog) if is_collection else ""
             asked = not (is_collection and source.collections) or (
                 catalog.get("id") in source.collections
             )
@@ -237,7 +236,7 @@ def _walk(
                 some = hrefs[start : start + 8 * _THREADS]
                 for href, item in zip(some, pool.map(get, some), strict=True):
                     if not source.collections or item.get("collection") in source.collections:
-                        yield Found(item, href, licence)
+                        yield Found(item, href, catalog if is_collection else {})
             children = [h for h in _hrefs(catalog, "child", where) if h not in seen]
             seen.update(children)
             pending += [(h, get(h)) for h in reversed(children)]
@@ -259,10 +258,6 @@ def _kind(document: Json) -> str:
     if document.get("type") == "Feature":
         return "Item"
     return "Collection" if "extent" in document else "Catalog"
-
-
-def _stated_licence(collection: object) -> str:
-    return str(collection.get("license") or "") if isinstance(collection, dict) else ""
 
 
 def _self(item: Json) -> str:

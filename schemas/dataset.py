@@ -15,6 +15,7 @@ from schemas.config import ObjectOptions, Splits
 from schemas.errors import GeoLinkError
 from schemas.grid import Grid
 from schemas.layout import ARRAYS, SCHEMA_VERSION
+from schemas.licences import Licence
 from schemas.parquet import read_parquet
 from schemas.sensor import Sensor
 from schemas.storage import Location, join, storage
@@ -40,8 +41,22 @@ class DatasetInfo(BaseModel):
     objects: ObjectOptions
     splits: Splits
     tag_encoder: str
-    licence: str
-    attribution: tuple[str, ...]
+    licences: Annotated[
+        tuple[Licence, ...], Field(description="Terms of the sources that it was planned from.")
+    ]
+
+    @property
+    def licence(self) -> str:
+        """Licence of each source, as a line."""
+        stated: dict[str, list[str]] = {}
+        for n in self.licences:
+            stated.setdefault(n.source, []).append(n.licence or "not stated")
+        return "; ".join(f"{s}: {' and '.join(dict.fromkeys(n))}" for s, n in stated.items())
+
+    @property
+    def attribution(self) -> tuple[str, ...]:
+        """Who must be named, each once."""
+        return tuple(dict.fromkeys(n.attribution for n in self.licences if n.attribution))
 
 
 class SnapshotRow(NamedTuple):

@@ -231,6 +231,13 @@ _ALL = (
     Finding("sample_short", "note", "chip",
             "The region has fewer chips than sample.chips asks for; all of them are kept.",
             "Enlarge the region or ask for fewer."),
+    # Licences.
+    Finding("licence_unknown", "warning", "dataset",
+            "A source states no licence whose terms are known (`schemas/licences.py`).",
+            "Read its terms; where you know them, give `licence` in the config."),
+    Finding("licence_incompatible", "error", "dataset",
+            "Two sources have terms that contradict each other where they are combined.",
+            "Leave one of them out, or do not pass the dataset on before its terms are settled."),
     # Builds.
     Finding("shard_failed", "error", "shard",
             "A shard could not be built; the message says why.",

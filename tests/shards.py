@@ -165,8 +165,8 @@ def make_info(grid: Grid | None = None, sensor: Sensor = AERIAL_RGB, **changes: 
             "schema_version": SCHEMA_VERSION, "name": "fabricated", "grid": grid or make_grid(),
             "aligned": True, "sensor": sensor, "taxonomy": default_taxonomy(),
             "drop_keys": ("name",), "keep_keys": (), "objects": ObjectOptions(),
-            "splits": Splits(), "tag_encoder": "wordllama", "licence": "none: random numbers",
-            "attribution": (), **changes,
+            "splits": Splits(), "tag_encoder": "wordllama", "licences": (),
+            **changes,
         }
     )  # fmt: skip
 

@@ -137,6 +137,7 @@ def describe(config: TrainConfig, dataset: Dataset, steps: int) -> CheckpointMet
     return CheckpointMeta(
         geolink=release, revision=revision, step=0, steps=steps, dataset=dataset.info.name,
         snapshot=dataset.snapshot, tag_encoder=dataset.tag_encoder,
+        licences=dataset.info.licences,
         bands=tuple(band.name for band in dataset.info.sensor.bands),
         nodata=dataset.info.sensor.nodata, mean=tuple(mean.tolist()), std=tuple(std.tolist()),
         config=config,

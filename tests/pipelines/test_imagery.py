@@ -52,7 +52,7 @@ RED = SENSOR.model_copy(update={"bands": SENSOR.bands[:1], "mask": None, "radiom
 def scene_in(folder: Path, item: dict[str, Any], sensor: Sensor = SENSOR) -> Scene:
     """The scene of an item of `write_scene`."""
     base = str(folder / item["id"] / "item.json")
-    scene = scene_of_item(item, sensor, SOURCE, base, "")
+    scene = scene_of_item(item, sensor, SOURCE, base, {})
     assert scene.problem is None, scene.problem
     return scene
 

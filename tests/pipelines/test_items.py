@@ -85,12 +85,14 @@ def vintage(request: pytest.FixtureRequest, shared: Path) -> tuple[dict[str, Any
 
 def test_a_real_item_means_what_it_says(vintage: tuple[dict[str, Any], Vintage]) -> None:
     item, v = vintage
-    scene = scene_of_item(item, v.sensor, SOURCE, "https://a.org/b/c.json", "proprietary")
+    scene = scene_of_item(
+        item, v.sensor, SOURCE, "https://a.org/b/c.json", {"license": "proprietary"}
+    )
     assert scene.problem is None
     assert scene.datetime == datetime.fromisoformat(v.time)
     assert (scene.cloud_cover, scene.orbit, scene.baseline) == (v.cloud, v.orbit, v.baseline)
     assert scene.sun_elevation == (None if v.sun is None else pytest.approx(v.sun))
-    assert (scene.offset, scene.licence) == (v.offset, "proprietary")
+    assert scene.offset == v.offset
     red = scene.bands[3]
     assert v.sensor.bands[3].name == "red"
     assert red.epsg == v.epsg
@@ -120,7 +122,7 @@ def test_pixels_of_a_real_item_come_from_its_own_grid(
         raw[band.name] = repoint(item, key, path, x0, y0, 40 * gsd_m, random_dn(n, (80, 80), low))
     clear = np.full((80, 80), 21824 if v.sensor is LANDSAT_C2_L2 else 4, np.uint16)
     repoint(item, v.mask, tmp_path / "mask.tif", x0, y0, 40 * gsd_m, clear)
-    scene = scene_of_item(item, part, SOURCE, str(tmp_path / "c.json"), "")
+    scene = scene_of_item(item, part, SOURCE, str(tmp_path / "c.json"), {})
     assert scene.problem is None
     bounds = (x0, y0 - 40 * gsd_m, x0 + 40 * gsd_m, y0)
     block = load_block([scene], part, v.epsg, bounds, gsd_m, Rules(resampling="nearest"))
@@ -184,7 +186,7 @@ def test_a_grid_is_the_same_wherever_it_is_stated(tmp_path: Path, form: str) -> 
         "id": "a", "properties": {"datetime": "2024-06-01T10:00:00Z", **properties},
         "assets": {"image": {"href": "./a.tif", **asset}},
     }  # fmt: skip
-    scene = scene_of_item(item, AERIAL_RGB, SOURCE, str(tmp_path / "i.json"), "")
+    scene = scene_of_item(item, AERIAL_RGB, SOURCE, str(tmp_path / "i.json"), {})
     assert scene.problem is None
     band = scene.bands[2]
     assert (band.epsg, band.transform, band.shape) == (32632, tuple(grid), (128, 128))

@@ -34,7 +34,7 @@ def item(name: str, assets: dict[str, dict[str, Any]], **properties: Any) -> dic
 
 
 def scene(folder: Path, made: Any, sensor: Sensor) -> Scene:
-    found = scene_of_item(made, sensor, SOURCE, str(folder / "x.json"), "")
+    found = scene_of_item(made, sensor, SOURCE, str(folder / "x.json"), {})
     assert found.problem is None, found.problem
     return found
 

@@ -150,7 +150,7 @@ def test_a_lying_item_is_a_finding_of_the_block(
     x0, y0, x1, _ = world.bounds_utm
     bounds = (x0, y0, x1, y0 + (x1 - x0))
     for made, expected in ((render, {}), (item, {"scene_no_offset", "scene_double_offset"})):
-        scene = scene_of_item(made, SENTINEL_2_L2A, source, "/x.json", "")
+        scene = scene_of_item(made, SENTINEL_2_L2A, source, "/x.json", {})
         block = load_block([scene], SENTINEL_2_L2A, world.epsg, bounds, 10.0)
         codes = {c for c in block.counts if c in ("scene_no_offset", "scene_double_offset")}
         assert codes <= set(expected)

@@ -63,7 +63,7 @@ def test_a_static_catalog_gives_the_scenes_of_the_region(catalog: Path) -> None:
     assert skipped == {"scene_too_cloudy": 1}
     clear = scenes[1]
     assert clear.datetime == datetime(2024, 6, 1, 10, tzinfo=UTC)
-    assert (clear.cloud_cover, clear.licence, clear.offset) == (1.0, "CC-BY-4.0", -1000)
+    assert (clear.cloud_cover, clear.licence.licence, clear.offset) == (1.0, "CC-BY-4.0", -1000)
     assert [a.epsg for a in clear.bands] == [EPSG] * 3
     assert clear.bands[2].transform == (20.0, 0.0, X0, 0.0, -20.0, Y0)
     assert all(Path(a.href).is_file() for a in (*clear.bands, clear.mask) if a)
@@ -92,7 +92,7 @@ def test_an_api_is_searched_page_by_page(catalog: Path) -> None:
             found(address, collections=("other",))
     assert [s.id for s in scenes] == ["hazy", "clear", "cloudy"]
     assert [s.id for s in late] == ["clear", "cloudy"]
-    assert scenes[1].licence == "CC-BY-4.0"
+    assert scenes[1].licence.licence == "CC-BY-4.0"
     assert [s.digest for s in scenes] == [s.digest for s in found(catalog)]
 
 
@@ -202,7 +202,7 @@ def test_real_items_of_every_vintage_mean_the_same(shared: Path) -> None:
     for file in files:
         item = json.loads(file.read_text())
         sensor = landsat if "landsat" in file.stem else SENTINEL_2_L2A
-        scene = scene_of_item(item, sensor, source(max_cloud=100), "https://a.org/b/c.json", "")
+        scene = scene_of_item(item, sensor, source(max_cloud=100), "https://a.org/b/c.json", {})
         epsg, grid, offset = expected[file.stem]
         assert scene.problem is None, file.stem
         assert {a.epsg for a in scene.bands} == {epsg}
@@ -230,7 +230,7 @@ def test_real_items_of_every_vintage_mean_the_same(shared: Path) -> None:
 def test_a_scene_across_the_antimeridian_covers_both_sides(shared: Path) -> None:
     file = shared / "data" / "stac" / "s2_antimeridian_baseline0509_T01WCP_a.json"
     item = json.loads(file.read_text())
-    scene = scene_of_item(item, SENTINEL_2_L2A, source(), "https://a.org/b.json", "")
+    scene = scene_of_item(item, SENTINEL_2_L2A, source(), "https://a.org/b.json", {})
     assert scene.footprint.bounds == pytest.approx((178.474, 65.672, 181.034, 66.706), abs=0.01)
     x, y = 350_000, 7_340_000
     for epsg, bounds, meets in [
@@ -360,7 +360,7 @@ def test_signed_urls_name_the_same_file(catalog: Path) -> None:
     for token in ("st=1&sig=abc", "st=2&sig=def"):
         for band, asset in item["assets"].items():
             asset["href"] = f"https://a.org/{band}.tif?{token}"
-        digests.append(scene_of_item(item, SENSOR, source(), "https://a.org/", "").digest)
+        digests.append(scene_of_item(item, SENSOR, source(), "https://a.org/", {}).digest)
     assert digests[0] == digests[1]
 
 

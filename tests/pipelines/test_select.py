@@ -48,7 +48,7 @@ def scl(cloud: NDArray[np.bool_] | float, nodata: float = 0.0) -> NDArray[np.uin
 
 def scene_in(folder: Path, name: str, **fields: Any) -> Scene:
     item = write_scene(folder, name, **fields)
-    made = scene_of_item(item, SMALL, SOURCE, str(folder / name / "item.json"), "")
+    made = scene_of_item(item, SMALL, SOURCE, str(folder / name / "item.json"), {})
     assert made.problem is None, made.problem
     return made
 

@@ -18,6 +18,7 @@ from schemas.dataset import (
 from schemas.errors import GeoLinkError
 from schemas.grid import Grid
 from schemas.layout import SCHEMA_VERSION
+from schemas.licences import OSM
 from schemas.sensor import SENTINEL_2_L2A
 from schemas.sources import DROP_KEYS
 from schemas.taxonomy import default_taxonomy
@@ -25,8 +26,8 @@ from schemas.taxonomy import default_taxonomy
 INFO = DatasetInfo(
     schema_version=SCHEMA_VERSION, name="monaco", grid=Grid(gsd_m=10, size=64, patch=8),
     aligned=True, sensor=SENTINEL_2_L2A, taxonomy=default_taxonomy(), drop_keys=DROP_KEYS,
-    keep_keys=(), objects=ObjectOptions(), splits=Splits(), tag_encoder="wordllama", licence="",
-    attribution=("© OpenStreetMap contributors",),
+    keep_keys=(), objects=ObjectOptions(), splits=Splits(), tag_encoder="wordllama",
+    licences=(OSM,),
 )  # fmt: skip
 
 
