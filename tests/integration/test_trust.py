@@ -476,7 +476,7 @@ def test_gc_refuses_to_guess(place: Location) -> None:
 # ---- splits
 
 
-def test_the_splits_of_a_town_without_a_buffer_leak_and_a_buffer_mends_it(
+def test_the_splits_of_a_town_without_a_buffer_leak(
     place: Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = run(capsys, "splits", "check", place)
