@@ -1,6 +1,6 @@
 """Commands of `geolink`. A user's mistake is one sentence and exit status 2, never a traceback.
 
-Exit status: 0 done, 1 partly done (some shards failed, nothing published), 2 a mistake or bad
+Exit status: 0 done, 1 partly done (some shards failed; published only if asked), 2 a mistake or bad
 input, 130 interrupted.
 """
 
@@ -33,14 +33,32 @@ def cli() -> None:
 @click.argument("config", type=_FILE)
 @click.option("--workers", default=1, show_default=True, help="Processes that build shards.")
 @click.option("--scheduler", help="Address of a running Dask scheduler, instead of --workers.")
+@click.option("--publish-partial", is_flag=True, help="Publish also if some shards failed.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be built, why, and its cost.")
+@click.option("--price-gb-month", default=0.0, help="Price of keeping 1e9 bytes (for --dry-run).")
+@click.option("--price-1000-requests", default=0.0, help="Price of a thousand requests.")
+@click.option("--price-worker-hour", default=0.0, help="Price of an hour of a worker.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> None:
+def build(
+    config: Path, workers: int, scheduler: str | None, publish_partial: bool, dry_run: bool,
+    price_gb_month: float, price_1000_requests: float, price_worker_hour: float, as_json: bool,
+) -> None:  # fmt: skip
     """Build a dataset from CONFIG (YAML), or bring it up to date.
 
     Shards whose inputs have not changed are left alone, so it is safe to run again, to interrupt
     and to run from cron.
     """
-    _build(config, as_json, workers=workers, scheduler=scheduler)
+    if not dry_run:
+        _build(config, as_json, workers=workers, scheduler=scheduler, partial=publish_partial)
+        return
+    from geolink.cli import output
+    from pipelines.estimate import Prices, estimate_build
+    from schemas.config import DatasetConfig
+    from schemas.load import load_config
+
+    prices = Prices(price_gb_month, price_1000_requests, price_worker_hour)
+    loaded = load_config(config, DatasetConfig)
+    output.estimate(estimate_build(loaded, workers=workers, prices=prices), as_json=as_json)
 
 
 @cli.command(short_help="Bring a dataset up to newer scenes, OSM, config or code.")
@@ -48,10 +66,12 @@ def build(config: Path, workers: int, scheduler: str | None, as_json: bool) -> N
 @click.option("--workers", default=1, show_default=True, help="Processes that build shards.")
 @click.option("--scheduler", help="Address of a running Dask scheduler, instead of --workers.")
 @click.option("--area", type=_FILE, help="GeoJSON polygons: refresh only shards that meet them.")
+@click.option("--publish-partial", is_flag=True, help="Publish also if some shards failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def refresh(
-    config: Path, workers: int, scheduler: str | None, area: Path | None, as_json: bool
-) -> None:
+    config: Path, workers: int, scheduler: str | None, area: Path | None, publish_partial: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Rebuild what newer scenes, a newer extract, another CONFIG or newer code change.
 
     Unlike `build`, it also takes a config whose sensor, taxonomy or options differ from the
@@ -61,7 +81,10 @@ def refresh(
     from schemas.sources import Region
 
     within = region_geometry(Region(file=area)) if area else None
-    _build(config, as_json, workers=workers, scheduler=scheduler, within=within, change=True)
+    _build(
+        config, as_json, workers=workers, scheduler=scheduler, within=within, change=True,
+        partial=publish_partial,
+    )  # fmt: skip
 
 
 def _build(config: Path, as_json: bool, **options: Any) -> None:

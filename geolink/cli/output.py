@@ -154,6 +154,33 @@ def build_summary(result: "BuildResult", *, as_json: bool) -> None:
         )  # fmt: skip
 
 
+def estimate(found: "Estimate", *, as_json: bool) -> None:
+    """What a build would do, shards grouped by why."""
+    if as_json:
+        print_json(found.record())
+        return
+    table(
+        {
+            "dataset": str(found.dataset),
+            "shards": {
+                "to build": len(found.shards), "unchanged": found.unchanged,
+                "removed": found.removed,
+            },
+            "chips": found.chips,
+            "scenes": found.scenes,
+            "to read": f"{size(found.read_bytes)}, {found.read_requests:,} requests",
+            "to write": f"{size(found.write_bytes)}, {found.write_requests:,} requests",
+            "time": f"{found.hours:,.2g} hours ({found.worker_hours:,.2g} of workers)",
+            "cost": f"{found.cost_once:,.2f} once, {found.cost_month:,.2f} a month",
+            "rates": found.rates,
+        },
+        as_json=False,
+    )  # fmt: skip
+    for why, shards in Counter(found.shards.values()).most_common(20):
+        click.echo(f"  {shards:,} {'shard' if shards == 1 else 'shards'}: {why}")
+    findings(found.skipped)
+
+
 def explanation(found: "Explanation", *, as_json: bool) -> None:
     """A shard's inputs, scenes and past, and what a rebuild would change."""
     if as_json:

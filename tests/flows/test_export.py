@@ -153,6 +153,7 @@ def test_the_footprints_of_chips_are_their_squares(dataset: Dataset, exported: P
 
 def test_webdataset_reads_the_tars(dataset: Dataset, exported: Path) -> None:
     import webdataset
+
     for part in parts(dataset):
         tar = exported / f"webdataset/{part.row.split}/{part.shard}.tar"
         samples = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
