@@ -93,9 +93,9 @@ def _object_axis() -> tuple[list[str], list[tuple[float, str]]]:
 
 
 def _months(found: Survey) -> tuple[list[str], list[int]]:
-    """Months from the first to the last, and their chips; years where there are many months."""
+    """Whole years by month from the first to the last, and their chips; by year where many."""
     known = sorted(found.months.keys() - {""})
-    first, last = np.datetime64(known[0], "M"), np.datetime64(known[-1], "M")
+    first, last = np.datetime64(f"{known[0][:4]}-01"), np.datetime64(f"{known[-1][:4]}-12")
     months = np.arange(first, last + 1).astype(str).tolist()
     if len(months) <= 72:
         return months, [found.months[m] for m in months]

@@ -218,7 +218,7 @@ def _lines(
         lon = (lon - projection.middle_lon + 180) % 360 - 180 + projection.middle_lon
     for kind, values, across in (("lon", lon, lat), ("lat", lat, lon)):
         low, high = float(values.min()), float(values.max())
-        step = next((s for s in _STEPS if (high - low) / s <= 7), 60.0)
+        step = next((s for s in _STEPS if (high - low) / s <= 5), 60.0)
         along = np.linspace(across.min(), across.max(), 61)
         for k in range(math.ceil(low / step), math.floor(high / step) + 1):
             degrees = k * step

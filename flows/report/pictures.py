@@ -58,6 +58,9 @@ def worst_chips(rows: Iterable[SnapshotRow], count: int = WORST) -> list[ChipOf]
     bits = np.arange(len(CHIP_FLAGS), dtype=np.uint32)
     best: dict[int, list[tuple[int, str, int]]] = {n: [] for n in range(len(CHIP_FLAGS))}
     by_shard, total = {}, np.zeros(len(CHIP_FLAGS), np.int64)
+    rows = list(rows)
+    # Many of each shard where there are few shards, the gravest alone where there are many.
+    each = max(1, min(count, 100 * count // max(len(rows), 1)))
     for row in rows:
         found = np.array(row.chip_findings, np.uint32)
         has = (found[:, None] >> bits & np.uint32(1)).astype(bool)
@@ -67,9 +70,9 @@ def worst_chips(rows: Iterable[SnapshotRow], count: int = WORST) -> list[ChipOf]
         total += has.sum(axis=0)
         score = has @ weight
         for code in np.flatnonzero(has.any(axis=0)).tolist():
-            # The first of the gravest of each shard and of each finding will do.
-            chip = int(np.argmax(np.where(has[:, code], score, -1)))
-            best[code].append((-int(score[chip]), row.shard, chip))
+            chips = np.flatnonzero(has[:, code])
+            chips = chips[np.argsort(-score[chips], kind="stable")][:each]
+            best[code] += [(-int(score[n]), row.shard, n) for n in chips.tolist()]
     for offers in best.values():
         offers.sort()
     order = sorted(
