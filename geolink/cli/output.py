@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from schemas.findings import FINDINGS
 if TYPE_CHECKING:
     from geolink.training.loop import RunResult
     from pipelines.build import BuildResult
+    from pipelines.estimate import Estimate
     from pipelines.explain import Explanation
     from schemas.dataset import SnapshotRow
 
