@@ -36,7 +36,7 @@ test: lint
 	@$(BIN)/pytest -n 2 --dist loadfile
 
 soak: install
-	@$(BIN)/pytest -m soak -v
+	@$(BIN)/pytest -m soak -v -s
 
 benchmarks: install
 	@for script in benchmarks/[a-z]*.py; do echo "==> $$script"; $(BIN)/python $$script || exit 1; done

@@ -2,17 +2,15 @@
 
 import json
 import os
-import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from geolink.reader import open_dataset, read_shard
@@ -24,6 +22,7 @@ from schemas.config import DatasetConfig
 from schemas.dataset import read_snapshot, snapshot_numbers
 from schemas.load import load_config
 from tests.integration.conftest import WriteConfig
+from tests.kills import kill_many
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,8 +90,6 @@ def test_a_dry_run_says_why_each_shard_is_built_and_what_it_costs(
     path = satellite_config("why")
     built = _build(path)
     dataset = Path(str(built.dataset))
-    import shutil
-
     shutil.rmtree(dataset / built.rows[0].path)
     before = _state(tmp_path, cache)
     found = estimate_build(_load(path))
@@ -221,65 +218,6 @@ def test_a_build_goes_on_when_a_full_disk_has_space_again(
 # Kills
 
 
-def _kill_somewhere(command: list[str], seconds: float, rng: random.Random) -> str:
-    """Start a build, kill the coordinator or a worker after some time; which it was.
-
-    A build that lost a worker is left to end.
-    """
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        process.wait(seconds)
-        return "done before"
-    except subprocess.TimeoutExpired:
-        pass
-    workers = [
-        p for p in psutil.Process(process.pid).children(recursive=True)
-        if any("multiprocessing" in part for part in p.cmdline())
-    ] if rng.random() < 0.5 else []  # fmt: skip
-    if workers:
-        rng.choice(workers).send_signal(signal.SIGKILL)
-        process.wait(120)
-        return "worker"
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive, "workers outlive their coordinator"
-    return "coordinator"
-
-
-def kill_many(
-    config: Callable[..., Path], kills: int, seed: int, workers: int
-) -> tuple[dict[str, int], Path]:
-    """Kill builds at so many random moments; then finish. What was killed, and the dataset.
-
-    A build takes a few seconds, so every dataset takes some kills, until one is published.
-    """
-    rng = random.Random(seed)
-    expected = _files(Path(str(_build(config("whole")).dataset)))
-    killed = {"worker": 0, "coordinator": 0}
-    longest, n = 8.0, 0
-    while sum(killed.values()) < kills:
-        path = config(f"killed{n}")
-        n += 1
-        dataset = path.with_suffix("")
-        first = None
-        while sum(killed.values()) < kills and not snapshot_numbers(dataset):
-            command = [sys.executable, "-m", "geolink.cli", "build", "--workers", str(workers),
-                       str(path)]  # fmt: skip
-            which = _kill_somewhere(command, rng.uniform(0.5, longest), rng)
-            if which in killed:
-                killed[which] += 1
-        _build(path)
-        if first is None:
-            found = _files(dataset)
-            # Nothing is left over: neither half shards nor shards that no snapshot names.
-            assert found == expected
-    return killed, dataset
-
-
 def test_five_kills_change_no_byte(satellite_config: WriteConfig) -> None:
-    killed, _ = kill_many(satellite_config, kills=5, seed=5, workers=2)
-    assert sum(killed.values()) == 5
+    killed = kill_many(satellite_config, kills=5, seed=5)
+    assert killed.coordinators + killed.workers == 5

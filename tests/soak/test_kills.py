@@ -1,119 +1,89 @@
-"""Builds killed at random moments, again and again, end in the dataset that was never disturbed."""
+"""Many kills: builds, refreshes beside readers and gc. `make soak`."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-import duckdb
+import numpy as np
 import pytest
 
+from geolink.reader import open_dataset
+from geolink.stream import ShardStream
 from pipelines.build import build_dataset
 from pipelines.gc import collect_garbage
 from schemas.config import DatasetConfig
+from schemas.dataset import read_snapshot
 from schemas.load import load_config
+from schemas.pins import remove_pin, write_pin
 from tests.integration.conftest import WriteConfig, cache, satellite_config, town
+from tests.kills import Killed, dataset_files, kill_many, kill_somewhere
 
 __all__ = ["cache", "satellite_config", "town"]
 
-DATASETS, KILLS = 10, 5
+pytestmark = pytest.mark.soak
 
 
-def _files(dataset: Path) -> dict[str, bytes]:
-    """Every file of a dataset but the catalog, which holds times."""
-    return {
-        str(f.relative_to(dataset)): f.read_bytes()
-        for f in sorted(dataset.rglob("*"))
-        if f.is_file() and not f.name.startswith("catalog.duckdb")
-    }
+def test_fifty_kills_of_builds_change_no_byte(satellite_config: WriteConfig) -> None:
+    killed = kill_many(satellite_config, kills=50, seed=50)
+    print(killed)
+    assert killed.coordinators >= 15
+    assert killed.workers >= 10
 
 
-def _descendants(pid: int) -> list[int]:
-    """Processes started by a process, and by those."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
+class _Reader(threading.Thread):
+    """Reads a pinned snapshot again and again; keeps what it saw and what went wrong."""
+
+    def __init__(self, dataset: Path, number: int) -> None:
+        super().__init__(daemon=True)
+        self.dataset = open_dataset(dataset, number)
+        self.stop, self.epochs = threading.Event(), 0
+        self.seen: set[Any] = set()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
         try:
-            children = [int(c) for c in (task / "children").read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *_descendants(child)]
-    return found
+            while not self.stop.is_set():
+                stream = ShardStream(self.dataset, split=None, batch_size=16, seed=0)
+                sums = [int(np.asarray(b.image, np.uint64).sum()) for b in stream]
+                self.seen.add(tuple(sums))
+                self.epochs += 1
+        except Exception as error:  # noqa: BLE001 - the test reports it
+            self.error = error
 
 
-def _alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
-    except OSError:
-        return False
-
-
-def _build(config: Path, workers: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "geolink.cli", "build", str(config), f"--workers={workers}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def _kill_somewhere(config: Path, chance: random.Random, workers: int, longest_s: float) -> str:
-    """Start a build, kill its coordinator or one of its processes, and say what was killed."""
-    build = _build(config, workers)
-    time.sleep(chance.uniform(0.3, longest_s))
-    below = _descendants(build.pid)
-    victim = build.pid if not below or chance.random() < 0.5 else chance.choice(below)
-    if build.poll() is not None:
-        return "finished before"
-    try:
-        os.kill(victim, signal.SIGKILL)
-    except ProcessLookupError:
-        return "finished before"
-    if victim != build.pid:
-        # The build may bear it and go on to its end.
-        assert build.wait(timeout=300) in (0, 1, 2)
-        return "worker"
-    build.wait()
-    deadline = time.monotonic() + 90
-    while left := [p for p in below if _alive(p)]:
-        assert time.monotonic() < deadline, f"processes outlived their coordinator: {left}"
-        time.sleep(0.2)
-    return "coordinator"
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(DATASETS))
-def test_kills_at_random_moments_leave_the_dataset_that_was_never_killed(
-    satellite_config: WriteConfig, seed: int
-) -> None:
-    _run(satellite_config, seed, KILLS)
-
-
-def test_two_kills_leave_the_dataset_that_was_never_killed(
+def test_kills_of_refreshes_disturb_no_reader_and_leave_what_gc_removes(
     satellite_config: WriteConfig,
 ) -> None:
-    _run(satellite_config, 1000, 2)
-
-
-def _run(satellite_config: WriteConfig, seed: int, kills: int) -> None:
-    chance = random.Random(seed)
-    started = time.monotonic()
-    reference = build_dataset(load_config(satellite_config("reference"), DatasetConfig))
-    # A command takes some seconds to start, and a cluster some more.
-    longest_s = time.monotonic() - started + 4.0
-    config = satellite_config("killed")
-    killed = []
-    while len([k for k in killed if k != "finished before"]) < kills:
-        killed.append(_kill_somewhere(config, chance, chance.choice((1, 2)), longest_s))
-        if len(killed) > 4 * kills:
-            break
-    final = build_dataset(load_config(config, DatasetConfig))
-    print(f"seed {seed}: {', '.join(killed)}")  # noqa: T201
-    assert not final.failed
-    # What a killed build leaves is whole shards and files that gc knows.
-    collect_garbage(final.dataset, keep=1, grace=timedelta(0))
-    assert _files(final.dataset) == _files(reference.dataset)
-    with duckdb.connect(str(final.dataset / "catalog.duckdb"), read_only=True) as con:
-        states = [state for (state,) in con.execute("SELECT state FROM builds").fetchall()]
-    assert states
-    assert set(states) <= {"published", "unchanged", "partial"}
+    rng, killed = random.Random(7), Killed()
+    path = satellite_config("refreshed")
+    dataset = path.with_suffix("")
+    build_dataset(load_config(path, DatasetConfig))
+    write_pin(dataset, "reader", 1)
+    reader = _Reader(dataset, 1)
+    reader.start()
+    rounds = 0
+    while killed.kills < 20:
+        rounds += 1
+        valid = 0.5 + 0.02 * rounds
+        path = satellite_config("refreshed", min_valid=valid)
+        for _ in range(rng.randrange(1, 4)):
+            kill_somewhere(path, rng, killed, "refresh")
+        if rounds % 2:
+            build_dataset(load_config(path, DatasetConfig), change=True)
+        collect_garbage(dataset, keep=1, grace=timedelta(0))
+    build_dataset(load_config(path, DatasetConfig), change=True)
+    reader.stop.set()
+    reader.join(120)
+    assert reader.error is None
+    assert reader.epochs >= 10
+    assert len(reader.seen) == 1
+    print(killed, f"{reader.epochs} epochs read meanwhile")
+    remove_pin(dataset, "reader")
+    collect_garbage(dataset, keep=1, grace=timedelta(0))
+    scratch = satellite_config("scratch", min_valid=valid)
+    build_dataset(load_config(scratch, DatasetConfig))
+    new = scratch.with_suffix("")
+    assert dataset_files(dataset, "shards", "tags") == dataset_files(new, "shards", "tags")
+    assert read_snapshot(dataset).rows == read_snapshot(new).rows
