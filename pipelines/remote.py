@@ -169,11 +169,12 @@ def fetch(
     url: str,
     *,
     method: str = "GET",
+    params: Mapping[str, Any] | None = None,
     body: object = None,
     headers: Mapping[str, str] | None = None,
     session: requests.Session | None = None,
 ) -> Any:
-    """A JSON document, from a URL or a path; `body` is sent as JSON.
+    """A JSON document, from a URL or a path; `params` join the URL, `body` is sent as JSON.
 
     Raises NetworkFault where the network keeps failing, Refused for a lasting error of the
     server, GeoLinkError for what is no JSON, OSError for a local file.
@@ -182,7 +183,9 @@ def fetch(
         return _parsed(url, local_path(url).read_bytes())
     attempt = 0
     while True:
-        answer = _request(session or requests, method, url, json=body, headers=headers)
+        answer = _request(
+            session or requests, method, url, params=params, json=body, headers=headers
+        )
         if answer.status is not None and 200 <= answer.status < 300:
             try:
                 return json.loads(answer.body)

@@ -13,11 +13,13 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urljoin
 
 import numpy as np
-import requests
 import shapely
+from pystac import Link
+from pystac_client import Client, ItemSearch
+from pystac_client.stac_api_io import StacApiIO
 from shapely.geometry.base import BaseGeometry
 
 from pipelines.remote import Refused, fetch, is_remote, local_path, public
@@ -57,19 +59,22 @@ def find_items(
     """
     address = source.stac
     assert address is not None
-    with requests.Session() as session:
-        root = fetch(address, session=session)
+    reads = _Reads()
+    with reads.session:
+        root = fetch(address, session=reads.session)
         if not isinstance(root, dict) or "stac_version" not in root or _kind(root) == "Item":
             raise GeoLinkError(
                 f"{public(address)} is no STAC catalog; give the address of a STAC API or of a "
                 "catalog.json"
             )
-        if any(link.get("rel") == "search" for link in root.get("links", [])):
-            api = _Api(address, root, session)
+        if _link(root, "search"):
+            # Landing pages leave out what pystac insists on and a search does not need.
+            landing = {"id": "", "description": "", **root, "type": "Catalog"}
+            api = Client.from_dict(landing, href=address)
             for area in search_areas(bounds_lonlat, region):
-                yield from api.search(source, area, counts)
+                yield from _search(api, reads, source, area, counts)
         else:
-            yield from _walk(address, root, source, session)
+            yield from _walk(address, root, source, reads)
 
 
 def matches(item: Mapping[str, Any], query: Mapping[str, Mapping[Any, object]]) -> bool:
@@ -133,96 +138,114 @@ def _plain_boxes(bounds_lonlat: Bounds) -> list[Bounds]:
     return [(west, south, 180.0, north), (-180.0, south, east - 360.0, north)]
 
 
-class _Api:
-    """A STAC API with item search."""
+class _Reads(StacApiIO):  # type: ignore[misc]
+    """What pystac-client asks of an API, by the one rule for reads over a network.
 
-    def __init__(self, address: str, root: Json, session: requests.Session) -> None:
-        self.address = address
-        self.session = session
-        self.conforms = [str(c) for c in root.get("conformsTo", [])]
-        links = [link for link in root["links"] if link.get("rel") == "search"]
-        posts = [link for link in links if str(link.get("method")).upper() == "POST"]
-        self.method = "POST" if posts else "GET"
-        self.url = urljoin(address, str((posts or links)[0]["href"]))
-        self.collections: dict[str, Json] = {}
+    Requests of its own would be tried again at once, whatever Retry-After says, and without a
+    limit to the whole of an answer.
+    """
 
-    def search(self, source: SceneSource, area: Json, counts: Counter[str]) -> Iterator[Found]:
-        """Items of one area."""
-        wanted: Json = {"limit": _PAGE, **area}
-        if source.collections:
-            wanted["collections"] = list(source.collections)
-        if source.start or source.end:
-            wanted["datetime"] = interval(source)
-        # Over GET, conditions would be text of another grammar: they are then tested here only.
-        if source.query and self.method == "POST":
-            wanted |= self._conditions(source)
-        received, stated = 0, 0
-        for page in self._pages(wanted):
-            stated = int(page.get("numberMatched") or _of(page, "context").get("matched") or 0)
-            received += len(page["features"])
-            for item in page["features"]:
-                yield Found(item, _self(item) or self.address, self._collection(item))
-        if received < stated:
-            counts["scene_list_short"] += stated - received
+    def __init__(self) -> None:
+        super().__init__(max_retries=None)
 
-    def _conditions(self, source: SceneSource) -> Json:
-        """The config's conditions in a language the server understands, if any."""
-        query = {k: {op: _plain(v) for op, v in c.items()} for k, c in source.query.items()}
-        if any(c.endswith("item-search#query") for c in self.conforms):
-            return {"query": query}
-        filters = any("item-search#filter" in c for c in self.conforms)
-        if filters and any(c.endswith("conf/cql2-json") for c in self.conforms):
-            return {"filter-lang": "cql2-json", "filter": as_cql2(query)}
-        return {}
+    def request(
+        self, href: str, method: str | None = None, headers: Any = None, parameters: Any = None
+    ) -> Any:
+        """A document; parsed, as only that tells whether it is whole."""
+        posted = (method or "GET").upper() == "POST"
+        sent = {"method": "POST", "body": parameters} if posted else {"params": parameters}
+        return fetch(href, headers=headers, session=self.session, **sent)
 
-    def _pages(self, wanted: Json) -> Iterator[Json]:
-        method, href, body, headers = self.method, self.url, wanted, None
-        if method == "GET":
-            href = f"{href}{'&' if '?' in href else '?'}{urlencode(_flat(wanted))}"
+    def json_loads(self, txt: Any, *_: Any, **__: Any) -> Any:
+        """What `request` gave."""
+        return txt
+
+    def get_pages(
+        self, url: str, method: str | None = None, parameters: Json | None = None
+    ) -> Iterator[Json]:
+        """Pages of a search: all of them, or an error.
+
+        pystac-client's own ends at an empty page or one that is none, and goes round in circles.
+        """
+        page = self.read_json(url, method=method, parameters=parameters)
         seen: set[str] = set()
         while True:
-            request = json.dumps([method, href, body if method == "POST" else None])
-            if request in seen:
-                raise GeoLinkError(
-                    f"{public(self.address)} pages in a circle: page {len(seen) + 1} of a search "
-                    "points to one that was read; narrow the region or the time range"
-                )
-            seen.add(request)
-            page = fetch(
-                href, method=method, body=body if method == "POST" else None, headers=headers,
-                session=self.session,
-            )  # fmt: skip
             if not isinstance(page, dict) or not isinstance(page.get("features"), list):
-                raise GeoLinkError(f"{public(href)} answers a search with no list of items")
+                raise GeoLinkError(f"{public(url)} answers a search with no list of items")
             yield page
-            link = _next(page)
+            link = _link(page, "next")
             if link is None:
                 return
-            method = str(link.get("method") or "GET").upper()
-            href, headers = urljoin(href, str(link["href"])), link.get("headers")
-            own = link.get("body") or {}
-            body = {**body, **own} if link.get("merge") else own
-
-    def _collection(self, item: Json) -> Json:
-        name = str(item.get("collection") or "")
-        if name and name not in self.collections:
-            url = f"{self.address.rstrip('/')}/collections/{name}"
-            try:
-                collection = fetch(url, session=self.session)
-            except Refused as error:
-                if error.status not in (404, 405, 410):
-                    raise
-                # An API need not have collections; the dataset's own `licence` takes its place.
-                collection = {}
-            self.collections[name] = collection if isinstance(collection, dict) else {}
-        return self.collections.get(name, {})
+            url, how = urljoin(url, str(link["href"])), str(link.get("method") or "GET").upper()
+            link = {**link, "href": url, "method": how, "body": link.get("body") or {}}
+            request = json.dumps(link)
+            if request in seen:
+                raise GeoLinkError(
+                    f"{public(url)} pages in a circle: page {len(seen) + 1} of a search points to "
+                    "one that was read; narrow the region or the time range"
+                )
+            seen.add(request)
+            page = self.read_json(Link.from_dict(link), parameters=parameters)
 
 
-def _walk(
-    address: str, root: Json, source: SceneSource, session: requests.Session
+def _search(
+    api: Client, reads: _Reads, source: SceneSource, area: Json, counts: Counter[str]
 ) -> Iterator[Found]:
+    """Items of one area."""
+    links = [link for link in api.links if link.rel == "search"]
+    posts = [k for k in links if str(k.extra_fields.get("method")).upper() == "POST"]
+    # Over GET, conditions would be text of another grammar: they are then tested here only.
+    search = ItemSearch(
+        (posts or links)[0].absolute_href,
+        method="POST" if posts else "GET",
+        limit=_PAGE,
+        collections=source.collections or None,
+        datetime=interval(source) if source.start or source.end else None,
+        **area,
+        **(_conditions(api, source) if posts else {}),
+    )
+    collections: dict[str, Json] = {}
+    received, stated = 0, 0
+    for page in reads.get_pages(search.url, search.method, search.get_parameters()):
+        context = page.get("context") or {}
+        stated = int(page.get("numberMatched") or context.get("matched") or 0)
+        received += len(page["features"])
+        for item in page["features"]:
+            name = str(item.get("collection") or "")
+            if name not in collections:
+                collections[name] = _collection(api, reads, name) if name else {}
+            own = _link(item, "self") or {"href": api.self_href}
+            yield Found(item, str(own["href"]), collections[name])
+    if received < stated:
+        counts["scene_list_short"] += stated - received
+
+
+def _conditions(api: Client, source: SceneSource) -> Json:
+    """The config's conditions in a language the server understands, if any."""
+    query = {k: {op: _plain(v) for op, v in c.items()} for k, c in source.query.items()}
+    if query and api.conforms_to("QUERY"):
+        return {"query": query}
+    cql2 = any(c.endswith("conf/cql2-json") for c in api.get_conforms_to())
+    if query and cql2 and api.conforms_to("FILTER"):
+        return {"filter": as_cql2(query)}
+    return {}
+
+
+def _collection(api: Client, reads: _Reads, name: str) -> Json:
+    url = f"{str(api.self_href).rstrip('/')}/collections/{name}"
+    try:
+        collection = reads.read_json(url)
+    except Refused as error:
+        if error.status not in (404, 405, 410):
+            raise
+        # An API need not have collections; the dataset's own `licence` takes its place.
+        collection = {}
+    return collection if isinstance(collection, dict) else {}
+
+
+def _walk(address: str, root: Json, source: SceneSource, reads: _Reads) -> Iterator[Found]:
     """Items of a static catalog in the order of its links, catalogs depth first."""
-    get = partial(fetch, session=session)
+    get = partial(fetch, session=reads.session)
     pending, seen = [(address, root)], {address}
     with ThreadPoolExecutor(_THREADS if is_remote(address) else 1) as pool:
         while pending:
@@ -260,17 +283,8 @@ def _kind(document: Json) -> str:
     return "Collection" if "extent" in document else "Catalog"
 
 
-def _self(item: Json) -> str:
-    return next((str(k["href"]) for k in item.get("links", []) if k.get("rel") == "self"), "")
-
-
-def _next(page: Json) -> Json | None:
-    return next((link for link in page.get("links", []) if link.get("rel") == "next"), None)
-
-
-def _of(page: Json, name: str) -> Json:
-    part = page.get(name)
-    return part if isinstance(part, dict) else {}
+def _link(document: Json, rel: str) -> Json | None:
+    return next((link for link in document.get("links", []) if link.get("rel") == rel), None)
 
 
 def interval(source: SceneSource) -> str:
@@ -310,14 +324,3 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value.isoformat() if isinstance(value, date) else value
-
-
-def _flat(wanted: Json) -> dict[str, str]:
-    """Parameters of a GET request."""
-    flat = {}
-    for name, value in wanted.items():
-        if isinstance(value, list):
-            flat[name] = ",".join(map(str, value))
-        else:
-            flat[name] = json.dumps(value) if isinstance(value, dict) else str(value)
-    return flat
