@@ -24,18 +24,21 @@ def render(template: str, **values: object) -> str:
             lambda name: files("flows").joinpath(name).read_text(encoding="utf-8")
         ),
     )
-    environment.filters["foreign"] = foreign
+    environment.filters |= {"foreign": foreign, "visible": visible}
     return environment.get_template(template).render(**values)
 
 
 def foreign(text: object) -> Markup:
     """Text that others wrote: escaped, its direction kept to itself, control characters seen."""
-    seen = "".join(_visible(c) for c in str(text))
-    return Markup("<bdi>{}</bdi>").format(seen)
+    return Markup("<bdi>{}</bdi>").format(visible(text))
+
+
+def visible(text: object) -> str:
+    """Text with control characters as their code points; for places that hold no tags."""
+    return "".join(_visible(c) for c in str(text))
 
 
 def _visible(character: str) -> str:
-    """A control or surrogate character as its code point, anything else as it is."""
     if unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI:
         return f"\N{LEFT CEILING}{ord(character):04X}\N{RIGHT CEILING}"
     return character

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flows.report.layers import Layer
 from flows.report.projection import Floats, Projection, project_for, to_plane
 
-CELLS = 6000
+CELLS = 12_000
 """Shapes that are drawn at most."""
 _TITLES = 1500
 """Up to so many shapes say what they are when pointed at."""
