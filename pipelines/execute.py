@@ -31,6 +31,8 @@ _REACH_S, _WORKERS_WAIT_S = 30.0, 60.0
 """How long a scheduler may take to answer, and until it has a worker."""
 _LOOK_S = 5.0
 """How often it is asked how many workers there are."""
+_STARTS = 3
+"""Times a local cluster is started, if a worker dies while it starts."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,15 @@ def _run_on_dask(
     from distributed import wait
 
     running: dict[Any, tuple[T, int]] = {}
-    slots, looked = 0, 0.0
+    slots, looked, worked = 0, 0.0, time.monotonic()
     while True:
         if time.monotonic() - looked > _LOOK_S:
-            slots, looked = max(1, sum(client.nthreads().values())), time.monotonic()
+            threads, looked = sum(client.nthreads().values()), time.monotonic()
+            slots, worked = max(1, threads), looked if threads else worked
+            if looked - worked > _WORKERS_WAIT_S:
+                raise GeoLinkError(
+                    "all workers are gone; what has been built is kept: run the same command again"
+                )
         while len(running) < slots and (following := queue.next()) is not None:
             running[client.submit(_attempt, function, following[0], pure=False)] = following
         if not running:
@@ -177,18 +184,10 @@ def _collected(future: Any) -> tuple[Any, float]:
 @contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     """A client of a local cluster, or of a scheduler that runs."""
-    import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if scheduler is None:
-        settings = {"distributed.scheduler.allowed-failures": DEATHS - 1}
-        with (
-            dask.config.set(settings),
-            LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+        with _local_cluster(workers) as cluster, Client(cluster) as client:
             yield client
         return
     try:
@@ -212,6 +211,24 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
                 f"lost the Dask scheduler at {scheduler}; what has been built is kept: run the "
                 "same command again when it is back"
             ) from error
+
+
+def _local_cluster(workers: int) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    for start in range(1, _STARTS + 1):
+        try:
+            with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
+                return LocalCluster(
+                    n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
+                )
+        except RuntimeError as error:
+            _log.warning("a worker died while it started (%d of %d)", start, _STARTS)
+            reason = error
+    raise GeoLinkError(
+        f"{workers} workers cannot be started ({reason}); try fewer, or see whether memory is short"
+    ) from reason
 
 
 def _attempt(function: Callable[[T], R], task: T) -> tuple[R | Failure, float]:
