@@ -35,7 +35,9 @@ class Layer:
     def counts(self) -> list[tuple[str, str, int]]:
         """Paint, meaning and shards of the classes that occur."""
         found = np.bincount(self.value[self.value >= 0], minlength=len(self.legend))
-        return [(*entry, int(n)) for entry, n in zip(self.legend, found, strict=True) if n]
+        shown = [(*entry, int(n)) for entry, n in zip(self.legend, found, strict=True) if n]
+        without = int((self.value < 0).sum())
+        return [*shown, ("empty", "nothing to show", without)] if without else shown
 
 
 def layers(
@@ -161,6 +163,6 @@ def _finding(rows: Sequence[SnapshotRow], lost: NDArray[np.bool_], code: str) ->
     share = np.array([row.qc.get(code, 0) / row.chips if row.chips else np.nan for row in rows])
     value = np.searchsorted([0.0, 0.1, 0.25, 0.5, 0.75], share, "left").astype(np.int64)
     value[~np.isfinite(share)] = -1
-    texts = ("up to 10 % of chips", "to 25 %", "to 50 %", "to 75 %", "more")
+    texts = ("up to 10 % of chips", "10 to 25 %", "25 to 50 %", "50 to 75 %", "over 75 %")
     legend = [("fine", "no chip"), *zip(_LEVELS, texts, strict=True)]
     return Layer(name, FINDINGS[code].meaning, legend, np.concatenate([value, none]))

@@ -75,8 +75,14 @@ def draw_map(lonlat: Floats, layers: Sequence[Layer], titles: Sequence[str]) -> 
         title = _title([titles[m] for m in members[n]]) if len(outline) <= _TITLES else Markup("")
         parts.append(Markup('<path class="{}" d="{}">{}</path>').format(css, path, title))
     svg = Markup(
-        '<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="Map of the dataset\'s shards">{}</svg>'
-    ).format(WIDTH, frame.height, Markup("").join(parts))
+        '<svg viewBox="0 0 {:g} {:g}"{} role="img" aria-label="Map of the dataset\'s shards">'
+        "{}</svg>"
+    ).format(
+        WIDTH,
+        frame.height,
+        Markup(' class="many"') if len(outline) > _TITLES else "",
+        Markup("").join(parts),
+    )
     meridians, parallels = _labels(frame, projection)
     most = max((len(m) for m in members), default=1)
     return ShardMap(

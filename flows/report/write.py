@@ -29,6 +29,7 @@ def write_report(dataset: Location, page: Path, *, snapshot: int | None = None) 
     cannot be written.
     """
     read_info(dataset)
+    steps = history(dataset)
     found = read_snapshot(dataset, snapshot)
     records = read_records(dataset, found.number)
     seen = survey(dataset, found.rows, found.info)
@@ -36,7 +37,6 @@ def write_report(dataset: Location, page: Path, *, snapshot: int | None = None) 
     severity, sentence, gravest = facts.verdict(lines)
     tags, tag_count = facts.top_tags(dataset, found.vocabulary)
     scenes, scene_count = facts.scene_rows(found.rows, seen, records)
-    steps = history(dataset)
     worst, typical = pictures.worst_chips(found.rows), pictures.typical_chips(found.rows)
     html = render(
         "report/page.html.j2",
