@@ -34,6 +34,8 @@ HOURS_PER_GIGAPIXEL = 0.05
 BYTES_PER_PIXEL = 1.5
 """Rates where no earlier build tells: worker hours per 1e9 pixels, counted in every band, and bytes
 of a shard per such pixel. As measured with 12 bands at 10 m (`docs/scale.md`)."""
+HOURS_PER_SHARD = 1.0 / 3600
+"""Opening files, masks, objects, writing, however few pixels. Measured rates hold it already."""
 READ_SHARE = 0.6
 """Bytes read of a compressed raster per byte of its pixels."""
 READ_REQUESTS = 3
@@ -97,7 +99,7 @@ def estimate_build(
 
     Bytes to read: masks of all candidate scenes, and the images of as many as are composited: one,
     or all for a median. Time and bytes to write: by the rates of the dataset's earlier builds, else
-    by `HOURS_PER_GIGAPIXEL` and `BYTES_PER_PIXEL`.
+    by the figures above.
 
     Raises GeoLinkError for bad config or inputs.
     """
@@ -109,11 +111,11 @@ def estimate_build(
     todo = [t for t in plan.tasks if t.shard in shards]
     planned = {t.shard for t in plan.tasks}
     pixels = sum(_pixels(t) for t in todo)
-    hours, size, rates = _rates(config.dataset, plan)
+    hours, fixed, size, rates = _rates(config.dataset, plan)
     read, requests, scenes = _reading(todo)
     remote = isinstance(config.dataset, str)
     write_requests = WRITE_REQUESTS * len(todo) if remote else 0
-    worker_hours = hours * pixels
+    worker_hours = hours * pixels + fixed * len(todo)
     written = round(size * pixels)
     once = (requests + write_requests) / 1000 * prices.requests_1000
     return Estimate(
@@ -171,8 +173,8 @@ def _pixels(task: ShardTask) -> int:
     return _chips(task) * task.info.grid.size**2 * len(task.info.sensor.bands)
 
 
-def _rates(dataset: Location, plan: Plan) -> tuple[float, float, str]:
-    """Worker hours per pixel, bytes per pixel, and where that comes from."""
+def _rates(dataset: Location, plan: Plan) -> tuple[float, float, float, str]:
+    """Worker hours per pixel and per shard, bytes per pixel, and where that comes from."""
     grid, bands = plan.info.grid, len(plan.info.sensor.bands)
     with _catalog(dataset) as path:
         if path is not None:
@@ -187,8 +189,9 @@ def _rates(dataset: Location, plan: Plan) -> tuple[float, float, str]:
             if row and row[0]:
                 count, seconds, size, chips = row
                 pixels = chips * grid.size**2 * bands
-                return seconds / 3600 / pixels, size / pixels, f"measured on {count:,} shards"
-    return HOURS_PER_GIGAPIXEL / 1e9, BYTES_PER_PIXEL, "assumed: no shard has been built yet"
+                return seconds / 3600 / pixels, 0.0, size / pixels, f"measured on {count:,} shards"
+    rates = "assumed: no shard has been built yet; converting an extract comes on top"
+    return HOURS_PER_GIGAPIXEL / 1e9, HOURS_PER_SHARD, BYTES_PER_PIXEL, rates
 
 
 @contextmanager

@@ -60,6 +60,13 @@ def size(n: float) -> str:
     return f"{n:.1f} TB"
 
 
+def duration(hours: float) -> str:
+    """Hours as people read them."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:,.0f} s"
+    return f"{hours * 60:,.0f} min" if hours < 2 else f"{hours:,.0f} h"
+
+
 @contextmanager
 def shard_progress(
     *, quiet: bool
@@ -172,7 +179,7 @@ def estimate(found: "Estimate", *, as_json: bool) -> None:
             "scenes": found.scenes,
             "to read": f"{size(found.read_bytes)}, {found.read_requests:,} requests",
             "to write": f"{size(found.write_bytes)}, {found.write_requests:,} requests",
-            "time": f"{found.hours:,.2g} hours ({found.worker_hours:,.2g} of workers)",
+            "time": f"{duration(found.hours)} ({duration(found.worker_hours)} of one worker)",
             "cost": f"{found.cost_once:,.2f} once, {found.cost_month:,.2f} a month",
             "rates": found.rates,
         },

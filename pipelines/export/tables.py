@@ -82,7 +82,7 @@ def object_table(part: ShardPart) -> pa.Table:
         "osm_type": _named([t.name.lower() for t in OsmType], a["object_osm"] & 3),
         "osm_id": a["object_osm"] >> 2,
         "size": a["object_size"],
-        "anchor": _fixed(a["object_anchor"].reshape(len(chip), -1)),
+        "anchor": _fixed(a["object_anchor"].reshape(len(chip), 8)),
         "tags": _tags(part),
     }
     points = shapely.points(_degrees(metres, a["epsg"][chip]))

@@ -86,7 +86,7 @@ def test_rasterio_reads_a_geotiff_with_all_that_it_means(dataset: Dataset, expor
                 assert file.descriptions == tuple(b.name for b in dataset.info.sensor.bands)
                 assert (file.nodata, set(file.scales), set(file.offsets)) == (0, {1e-4}, {0.0})
                 assert file.tags()["ACQUISITION"] == part.times[n].strftime("%Y-%m-%dT%H:%M:%SZ")
-                assert file.tags()["LICENCE"] == dataset.info.licence
+                assert file.tags().get("LICENCE", "") == dataset.info.licence
 
 
 def test_the_colours_of_a_png_map_back_to_its_classes(dataset: Dataset, exported: Path) -> None:
@@ -409,3 +409,11 @@ def test_tars_are_the_same_bytes_for_the_same_chips(dataset: Dataset, tmp_path: 
     for name in ("a", "b"):
         export(dataset.path, tmp_path / name, FORMATS[:4], limit=3)
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_shard_without_objects_is_exported_in_every_format(tmp_path: Path) -> None:
+    empty = make_dataset(tmp_path / "dataset", shards=1, chips=2, objects=0.0)
+    done = export(empty, tmp_path / "exported", FORMATS)
+    assert done.chips == 2
+    tables = pq.read_table(next((tmp_path / "exported/tables/objects").glob("*.parquet")))
+    assert tables.num_rows == 0
