@@ -16,7 +16,6 @@ import click
 from geolink.cli.dataset import COMMANDS
 from geolink.cli.location import LOCATION
 from schemas.errors import GeoLinkError
-from schemas.storage import Location
 
 PARTIAL, MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -179,7 +178,7 @@ def show(
 @click.option("--limit", type=int, help="Only the first so many chips.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
-    dataset: Location, folder: Path, formats: tuple[str, ...], snapshot: int | None,
+    dataset: Path | str, folder: Path, formats: tuple[str, ...], snapshot: int | None,
     split: str | None, bbox: tuple[float, float, float, float] | None, limit: int | None,
     as_json: bool,
 ) -> None:  # fmt: skip
