@@ -217,9 +217,14 @@ def _local_cluster(workers: int) -> Any:
     import dask
     from distributed import LocalCluster
 
+    settings = {
+        "distributed.scheduler.allowed-failures": DEATHS - 1,
+        # What has been done is remembered with its task, on both sides: a thousand by default.
+        "distributed.admin.low-level-log-length": 20,
+    }
     for start in range(1, _STARTS + 1):
         try:
-            with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
+            with dask.config.set(settings):
                 return LocalCluster(
                     n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
                 )
