@@ -209,16 +209,41 @@ class Pixels:
     """[band, y, x]: one less is as good."""
     valid: NDArray[np.bool_]
     scene: NDArray[np.int64]
-    """[y, x]: -1 none."""
+    """[y, x] index into `scenes`; -1: none."""
+    scenes: list[Scene]
+
+
+def scenes_in_order(place: Place, chip: Box) -> list[Scene]:
+    """The scenes as they are laid one under another in the shard of a chip.
+
+    By whole percents of the mask's invalid values among those with data in the shard, then of the
+    data in it, then by the cloud cover of the whole scene.
+    """
+    sensor, grid = place.info.sensor, place.info.grid
+    if sensor.mask is None:
+        return place.scenes
+    mask = sensor.mask
+    side = grid.size * grid.gsd_m * grid.shard_side
+    col, row = chip[0] // side, chip[1] // side
+    block = (col * side, row * side, (col + 1) * side, (row + 1) * side)
+
+    def key(s: Scene) -> tuple[int, int]:
+        values, _ = read_window(s.assets["scl"], 1, block, grid.gsd_m, nearest=True)
+        data = values[values != mask.nodata]
+        cloud = np.isin(data, mask.invalid).mean() if data.size else 0.0
+        return round(100 * cloud), -round(100 * data.size / values.size)
+
+    return sorted(place.scenes, key=key)
 
 
 def read_pixels(place: Place, chip: Box) -> Pixels:
     """First valid pixel of the scenes in order; else, not valid, the first that there is."""
     sensor, grid = place.info.sensor, place.info.grid
     shape = (len(sensor.bands), grid.size, grid.size)
+    order = scenes_in_order(place, chip)
     image, halfway = np.zeros(shape, np.int64), np.zeros(shape, bool)
     valid, scene = np.zeros(shape[1:], bool), np.full(shape[1:], -1)
-    for n, s in enumerate(place.scenes):
+    for n, s in enumerate(order):
         read = [
             read_window(
                 next(s.assets[key] for key in b.asset.split("|") if key in s.assets),
@@ -236,7 +261,7 @@ def read_pixels(place: Place, chip: Box) -> Pixels:
         take = (good & ~valid) | (some & (scene < 0))
         image[:, take], halfway[:, take], scene[take] = shifted[:, take], open_[:, take], n
         valid |= good
-    return Pixels(image, halfway, valid, scene)
+    return Pixels(image, halfway, valid, scene, order)
 
 
 def compare_pixels(place: Place, chip: Box, arrays: Arrays, n: int, d: Differences) -> None:
@@ -250,7 +275,7 @@ def compare_pixels(place: Place, chip: Box, arrays: Arrays, n: int, d: Differenc
     votes = Counter(p.scene[p.scene >= 0].tolist())
     main = max(votes, key=lambda s: (votes[s], -s), default=None)
     time = arrays["time"][n]
-    d.check("time", main is not None and time == place.scenes[main].seconds, (chip, time))
+    d.check("time", main is not None and time == p.scenes[main].seconds, (chip, time))
 
 
 # ------------------------------------------------------------------------------------ objects
