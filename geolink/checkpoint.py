@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from geolink.models.paper import GeoLink
+from geolink.models.build import PretrainModel, make_model
 from schemas.errors import GeoLinkError
 from schemas.licences import Licence
 from schemas.storage_local import flush
@@ -125,16 +125,16 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
-def load_model(path: Path) -> tuple[GeoLink, CheckpointMeta]:
+def load_model(path: Path) -> tuple[PretrainModel, CheckpointMeta]:
     """The model of a checkpoint folder, or of the last checkpoint of a run folder, on the CPU.
 
-    It is in evaluation mode and has no tag table (`GeoLink.set_tag_table`).
+    It is in evaluation mode and has no tag table (`set_tag_table`).
     Raises GeoLinkError: nothing there, a file missing, truncated or not of its format, parameters
     that are not the model's.
     """
     folder = _folder(path)
     meta = read_meta(folder)
-    model = GeoLink(meta.config.model)
+    model = make_model(meta.config.model)
     load_weights(folder, model)
     return model.eval(), meta
 

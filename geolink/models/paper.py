@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from geolink.graph import KINDS, GraphBatch
+from geolink.models.context import ChipContext
 from geolink.models.fusion import TwoWayBlock
 from geolink.models.losses import consistency_loss, contrast_loss, reconstruction_loss
 from geolink.models.masking import mask_nodes, mask_patches, node_slots
@@ -36,6 +38,9 @@ class GeoLink(nn.Module):
         tag_table: float [V, tag_dim], text embedding of every tag of the vocabulary; may be set
             later (`set_tag_table`). It is not trained and no part of the state dict.
     """
+
+    losses: ClassVar[tuple[str, ...]] = ("reconstruction", "contrast", "consistency")
+    """Names of the parts of the loss that `forward` returns beside `total`."""
 
     tag_table: Tensor
     anchor_share: Tensor
@@ -115,6 +120,7 @@ class GeoLink(nn.Module):
         graph: GraphBatch,
         *,
         weight: Tensor | None = None,
+        context: ChipContext | None = None,
         mask_noise: Tensor | None = None,
         node_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -125,6 +131,7 @@ class GeoLink(nn.Module):
             images: float [B, bands, image_size, image_size], normalised.
             graph: the chips' OSM graphs.
             weight: float32 [B], how much each chip counts in the losses. Default: 1.
+            context: not used by this variant.
             mask_noise: float [B, L]; the patches with the least noise stay visible. Default: drawn.
             node_mask: bool [M], nodes whose tags are hidden. Default: drawn.
             generator: of what is drawn, on the images' device. Attention dropout (training mode)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geolink.checkpoint import CheckpointMeta
-from geolink.models.paper import GeoLink
+from geolink.models.build import PretrainModel, make_model
 from schemas.evaluation import Baseline
 
 PIXELS = 16
@@ -25,7 +25,7 @@ Extractor = Callable[[Tensor], Tensor]
 
 
 def extractors(
-    model: GeoLink, meta: CheckpointMeta, baselines: tuple[Baseline, ...], seed: int
+    model: PretrainModel, meta: CheckpointMeta, baselines: tuple[Baseline, ...], seed: int
 ) -> dict[str, Extractor]:
     """The encoder and the baselines by name; the model is on its device, in evaluation mode."""
     found: dict[str, Extractor] = {"encoder": encoder_features(model)}
@@ -33,14 +33,14 @@ def extractors(
         if name == "random":
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                random = GeoLink(meta.config.model)
+                random = make_model(meta.config.model)
             found[name] = encoder_features(random.to(next(model.parameters()).device).eval())
         else:
             found[name] = pixel_features if name == "pixels" else band_features
     return found
 
 
-def encoder_features(model: GeoLink) -> Extractor:
+def encoder_features(model: PretrainModel) -> Extractor:
     """Mean of the normed patch tokens."""
 
     @torch.inference_mode()

@@ -22,7 +22,7 @@ from geolink.checkpoint import (
     save_checkpoint,
 )
 from geolink.device import pick_device
-from geolink.models.paper import GeoLink
+from geolink.models.build import PretrainModel, make_model
 from geolink.reader import Dataset, band_statistics, open_dataset, tag_table
 from geolink.stream import ShardStream
 from geolink.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -38,7 +38,7 @@ class Training:
     config: TrainConfig
     fabric: Fabric
     stream: ShardStream
-    model: GeoLink
+    model: PretrainModel
     optimizer: Optimizer
     meta: CheckpointMeta
     band_scale: tuple[Tensor, Tensor]
@@ -75,7 +75,7 @@ def set_up(config: TrainConfig) -> Training:
     steps = config.epochs * len(stream)
     fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
-    model = fabric.to_device(GeoLink(config.model, torch.from_numpy(table))).train()
+    model = fabric.to_device(make_model(config.model, torch.from_numpy(table))).train()
     optimizer = fabric.setup_optimizers(make_optimizer(model, config))
     meta = describe(config, dataset, steps)
     patches = dataset.info.grid.patches
