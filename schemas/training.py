@@ -100,6 +100,19 @@ class Quality(Config):
         return weight
 
 
+class Keep(Config):
+    """Which checkpoints of a run are kept; a checkpoint that any of these asks for."""
+
+    last: Annotated[int, Field(ge=1, description="The last so many.")] = 2
+    best: Annotated[
+        int,
+        Field(ge=0, description="So many with the best validation figure (`evaluate_every`)."),
+    ] = 1
+    every: Annotated[
+        int | None, Field(ge=1, description="Those of every so many steps; none: no others.")
+    ] = None
+
+
 class TrainConfig(Config):
     """What `geolink pretrain` needs. Relative paths are taken from the config file's folder."""
 
@@ -134,3 +147,37 @@ class TrainConfig(Config):
     ] = "32-true"
     log_every: Annotated[int, Field(ge=1, description="Steps between log lines.")] = 10
     checkpoint_every: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 500
+    keep: Annotated[Keep, Field(description="Checkpoints that are kept.")] = Keep()
+    evaluate_every: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Steps between evaluations: kNN on the validation split, pictures, a "
+            "checkpoint; none: never.",
+        ),
+    ] = None
+    evaluate_chips: Annotated[
+        int, Field(ge=1, description="Chips of either split that an evaluation takes, about.")
+    ] = 2000
+    stop_within_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Time from SIGTERM to SIGKILL that the scheduler gives; a run that would "
+            "need longer to write its checkpoint says so beforehand.",
+        ),
+    ] = 30.0
+    wandb: Annotated[
+        str | None,
+        Field(min_length=1, description="Weights & Biases project that lines are sent to as well."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _checkpoints_to_keep(self) -> Self:
+        every = self.keep.every
+        if every is not None and every % self.checkpoint_every:
+            raise ValueError(
+                f"keep.every is {every}, which is no multiple of checkpoint_every "
+                f"{self.checkpoint_every}: no checkpoint is written then"
+            )
+        return self

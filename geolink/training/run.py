@@ -19,7 +19,10 @@ from pydantic import ValidationError
 from schemas.errors import GeoLinkError
 from schemas.training import TrainConfig
 
-FREE = {"run", "snapshot", "readers", "log_every", "checkpoint_every"}
+FREE = {
+    "run", "snapshot", "readers", "log_every", "checkpoint_every", "keep", "evaluate_every",
+    "evaluate_chips", "stop_within_s", "wandb",
+}  # fmt: skip
 """Fields that may differ when a run goes on: nothing that is learnt depends on them, and the
 snapshot is the one that the run began with."""
 
