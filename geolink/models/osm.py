@@ -5,6 +5,7 @@ All on the packed batch: no loop over graphs, nodes or edges, no host synchronis
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import cast
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from geolink.graph import KINDS, GraphBatch
 from geolink.models.ops import run_offsets, segment_softmax, weighted_rows
+from geolink.models.ranks import mean_over_ranks
+from schemas.layout import Relation
 
 
 class GatParameters(nn.Module):
@@ -31,15 +34,18 @@ class GatParameters(nn.Module):
 class OsmLayer(nn.Module):
     """Nine graph attentions (source kind -> target kind), mean over source kinds, ReLU.
 
-    Quirks of the published model that its weights depend on:
-    - the relation code of an edge is ignored;
-    - the mean runs over all three source kinds, also over those without an edge to the node,
-      which contribute their bias.
+    `fixes`: `relation_codes` and `present_kinds` (docs/model.md) are looked at.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, fixes: Container[str] = ()) -> None:
         super().__init__()
         self.out_dim = out_dim
+        self.present_kinds = "present_kinds" in fixes
+        # Quirk `relation_codes`: published attention does not know what relation an edge stands
+        # for. Put right, each (source kind, target kind, relation) has a bias of its logit.
+        self.relation_bias = (
+            nn.Parameter(torch.zeros(3, 3, len(Relation))) if "relation_codes" in fixes else None
+        )
         self.convs = nn.ModuleDict(
             {f"<{s}___to___{t}>": GatParameters(in_dim, out_dim) for s in KINDS for t in KINDS}
         )
@@ -64,11 +70,22 @@ class OsmLayer(nn.Module):
         from_kind, to_kind = kind[source], kind[target]
         logit = logits.flatten().index_select(0, source * 6 + to_kind)
         logit = logit + logits.flatten().index_select(0, target * 6 + 3 + from_kind)
+        if self.relation_bias is not None:
+            triple = (from_kind * 3 + to_kind) * len(Relation) + graph.relation
+            logit = logit + self.relation_bias.flatten().index_select(0, triple)
         logit = F.leaky_relu(logit, 0.2)
         attention = segment_softmax(logit, target * 3 + from_kind, 3 * graph.nodes)
         message = message.view(-1, self.out_dim)
         offset = run_offsets(target, graph.nodes)
         summed = weighted_rows(message, source * 3 + to_kind, offset, attention)
+        if self.present_kinds:
+            present = summed.new_zeros(3 * graph.nodes).index_fill(0, target * 3 + from_kind, 1.0)
+            present = present.view(-1, 3)
+            biases = [present[graph.kind_slice(k)] @ bias[:, k] for k in range(3)]
+            summed = summed + torch.cat(biases).float()
+            return (summed / present.sum(1, keepdim=True).clamp(min=1)).relu()
+        # Quirk `present_kinds`: the mean runs over all three source kinds, also over those without
+        # an edge to the node, which contribute their bias.
         return ((summed + rows_per_kind(bias.sum(0), graph)) / 3).relu()
 
     def _stacked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,9 +103,9 @@ class OsmLayer(nn.Module):
 class OsmEncoder(nn.Module):
     """One `OsmLayer`, held as the published checkpoints name it."""
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, fixes: Container[str] = ()) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([OsmLayer(in_dim, out_dim)])
+        self.convs = nn.ModuleList([OsmLayer(in_dim, out_dim, fixes)])
 
     def forward(self, x: Tensor, masked: Tensor, mask_token: Tensor, graph: GraphBatch) -> Tensor:
         """See `OsmLayer.forward`."""
@@ -122,8 +139,8 @@ def rows_per_kind(values: Tensor, graph: GraphBatch) -> Tensor:
 class GraphLayerNorm(nn.Module):
     """LayerNorm over all nodes and channels of what it is given, eps added to the deviation.
 
-    Quirk of the published model: given all nodes of a kind in the *minibatch*, so that a chip's
-    output depends on the other chips.
+    Quirk `node_norm`: it is given all nodes of a kind in the *minibatch*, so that a chip's output
+    depends on the other chips. Put right by an ordinary LayerNorm, node by node.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
@@ -134,9 +151,9 @@ class GraphLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, dim] -> [n, dim], n may be 0."""
-        centred = x - x.mean()
+        centred = x - mean_over_ranks(x)
         # The tiny number keeps the gradient finite where all are equal.
-        deviation = (centred.square().mean() + 1e-20).sqrt()
+        deviation = (mean_over_ranks(centred.square()) + 1e-20).sqrt()
         return centred / (deviation + self.eps) * self.weight + self.bias
 
 
