@@ -1,7 +1,7 @@
 """Config of a pretraining run."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,18 @@ from schemas.base import Config
 from schemas.findings import CHIP_FLAGS, flagged
 from schemas.storage import Location
 
+Fix = Literal[
+    "all_nodes", "centred_positions", "node_norm", "node_residual", "patch_mlp", "present_kinds",
+    "relation_codes", "type_attention", "whole_image", "whole_region",
+]  # fmt: skip
+"""Quirks of the published model that can be put right, named by what takes their place."""
+
+VIT_SIZES = {
+    "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}  # fmt: skip
+"""`embed_dim`, `depth`, `num_heads` by name (Dosovitskiy et al. 2021, table 1; Touvron et al.)."""
+
 
 class ModelConfig(Config):
     """Sizes and loss weights of a model; the defaults are a small model for small chips."""
@@ -19,6 +31,10 @@ class ModelConfig(Config):
     image_size: Annotated[int, Field(ge=8, description="Pixels along a side.")] = 64
     patch_size: Annotated[int, Field(ge=2, description="Pixels along a side of a patch.")] = 8
     bands: Annotated[int, Field(ge=1, description="Image bands.")] = 3
+    vit: Annotated[
+        Literal["tiny", "small", "base", "large", "huge"] | None,
+        Field(description="Size of the image encoder by name, instead of the next three."),
+    ] = None
     embed_dim: Annotated[int, Field(ge=8, description="Width of the image encoder.")] = 192
     depth: Annotated[int, Field(ge=1, description="Blocks of the image encoder.")] = 6
     num_heads: Annotated[int, Field(ge=1, description="Heads of the image encoder.")] = 3
@@ -34,13 +50,33 @@ class ModelConfig(Config):
     mask_ratio: Annotated[float, Field(gt=0, lt=1, description="Masked patches.")] = 0.75
     node_mask_ratio: Annotated[float, Field(ge=0, lt=1, description="Masked OSM nodes.")] = 0.2
     max_masked_nodes: Annotated[
-        int | None, Field(ge=1, description="Most masked nodes per chip (paper: 10); none: all.")
+        int | None,
+        Field(ge=1, description="Most nodes per chip in the fusion (paper: 10); none: all masked."),
     ] = None
     temperature: Annotated[float, Field(gt=0, description="Of the contrast.")] = 0.2
     contrast_weight: Annotated[float, Field(ge=0, description="Weight of the contrast.")] = 0.01
     consistency_weight: Annotated[
         float, Field(ge=0, description="Weight of the masked-node consistency.")
     ] = 0.01
+    fixes: Annotated[
+        tuple[Fix, ...],
+        Field(description="Quirks of the published model to put right (docs/model.md)."),
+    ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_size(cls, data: Any) -> Any:
+        size = VIT_SIZES.get(str(data.get("vit"))) if isinstance(data, dict) else None
+        if size is None:
+            return data
+        sizes = dict(zip(("embed_dim", "depth", "num_heads"), size))
+        for name, number in sizes.items():
+            if data.get(name, number) != number:
+                raise ValueError(
+                    f"vit {data['vit']} has {name} {number}, not {data[name]}: "
+                    f"leave out {name}, or vit"
+                )
+        return {**data, **sizes}
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -113,6 +149,17 @@ class Keep(Config):
     ] = None
 
 
+class Negatives(Config):
+    """Which other chips of a batch are no negatives of a chip in the contrast."""
+
+    min_distance_m: Annotated[
+        float, Field(ge=0, description="Those whose centres are closer, in metres; 0: none.")
+    ] = 0.0
+    same_tags: Annotated[
+        bool, Field(description="Those whose objects have the same set of tags.")
+    ] = False
+
+
 class TrainConfig(Config):
     """What `geolink pretrain` needs. Relative paths are taken from the config file's folder."""
 
@@ -125,9 +172,31 @@ class TrainConfig(Config):
     model: Annotated[ModelConfig, Field(description="Sizes and loss weights.")] = ModelConfig()
     quality: Annotated[Quality, Field(description="Chips by their findings.")] = Quality()
     augment: Annotated[Augment, Field(description="Augmentation.")] = Augment()
+    negatives: Annotated[
+        Negatives, Field(description="Pairs that the contrast does not tell apart.")
+    ] = Negatives()
+    start: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Weights to start from: `timm:NAME` (an image encoder), a file in a "
+            "published layout, or a checkpoint or run folder; none: new ones.",
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, description="Seed of weights, order and masks.")] = 0
     epochs: Annotated[int, Field(ge=1, description="Passes over the split.")] = 20
-    batch_size: Annotated[int, Field(ge=1, description="Chips in a batch.")] = 128
+    batch_size: Annotated[
+        int, Field(ge=1, description="Chips of a step, over all devices together.")
+    ] = 128
+    accumulate: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Parts that each device's share of a batch is taken in, to save memory. "
+            "The contrast, and the norm of the paper's OSM encoder, see one part of all devices "
+            "at a time: fewer negatives than without.",
+        ),
+    ] = 1
     window_shards: Annotated[
         int, Field(ge=1, description="Shards held in memory and shuffled together.")
     ] = 8
@@ -138,10 +207,58 @@ class TrainConfig(Config):
     warmup: Annotated[
         float, Field(ge=0, lt=1, description="Share of the steps with a rising rate.")
     ] = 0.1
+    schedule: Annotated[
+        Literal["cosine", "wsd"],
+        Field(
+            description="Of the rate after the warm-up: a half cosine to 0, or constant and then "
+            "falling to 0 in a line (warm-up-stable-decay)."
+        ),
+    ] = "cosine"
+    cooldown: Annotated[
+        float, Field(gt=0, le=1, description="Share of the steps with a falling rate, for `wsd`.")
+    ] = 0.2
+    layer_decay: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Factor of the rate from each block of the image encoder to the one "
+            "before it; 1: one rate. For going on from trained weights.",
+        ),
+    ] = 1.0
     clip: Annotated[float, Field(gt=0, description="Largest gradient norm.")] = 1.0
+    ema: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="Decay per step of the average of the weights that is evaluated and "
+            "exported, such as 0.9999; none: the weights themselves.",
+        ),
+    ] = None
     accelerator: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], Field(description="Device of the run.")
+        Literal["auto", "cpu", "cuda", "mps"], Field(description="Kind of device of the run.")
     ] = "auto"
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Devices on this machine, a process each. torchrun and srun begin the "
+            "processes themselves: then as many as they say.",
+        ),
+    ] = 1
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        Field(
+            description="How devices share the work: every one holds the whole model (`ddp`), or "
+            "a part of each block's weights (`fsdp`); `auto`: `ddp` for more than one device."
+        ),
+    ] = "auto"
+    compile: Annotated[bool, Field(description="Compile the model with torch.compile.")] = False
+    checkpoint_activations: Annotated[
+        bool,
+        Field(description="Compute blocks again in the backward pass, to save memory."),
+    ] = False
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "16-mixed"], Field(description="Arithmetic.")
     ] = "32-true"
@@ -171,6 +288,22 @@ class TrainConfig(Config):
         str | None,
         Field(min_length=1, description="Weights & Biases project that lines are sent to as well."),
     ] = None
+
+    @model_validator(mode="after")
+    def _shared_evenly(self) -> Self:
+        parts = self.devices * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared evenly by devices {self.devices} "
+                f"in accumulate {self.accumulate} parts: make it a multiple of {parts}"
+            )
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            raise ValueError(
+                f"warmup {self.warmup} and cooldown {self.cooldown} are more than all steps"
+            )
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("strategy fsdp has no gradient scaler: use bf16-mixed or 32-true")
+        return self
 
     @model_validator(mode="after")
     def _checkpoints_to_keep(self) -> Self:
