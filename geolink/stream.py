@@ -29,14 +29,16 @@ from schemas.dataset import SnapshotRow
 from schemas.errors import GeoLinkError
 from schemas.training import Quality
 
-_CHIP = ("valid", "chip_id", "center_lonlat", "label_patch", "label_region")
+_CHIP = ("valid", "chip_id", "center_lonlat", "time", "label_patch", "label_region")
 _OBJECT = ("object_kind", "object_class", "object_osm", "object_size", "object_anchor")
 _RAGGED = (
     "object_offset", "object_tag_offset", "object_tag", "tag", "edge_offset", "edge", "relation",
     "patch_offset", "patch", "patch_weight",
 )  # fmt: skip
-STREAMED = ("image", "finding", *_CHIP, *_OBJECT, *_RAGGED)
+STREAMED = ("image", "finding", "bounds", *_CHIP, *_OBJECT, *_RAGGED)
 """Arrays of a shard that are read."""
+LABELS = {"pixel": "label_pixel"}
+"""What is read besides where it is asked for: label to array."""
 _AHEAD = 2
 """Batches packed before they are asked for."""
 
@@ -56,10 +58,18 @@ class Batch:
     """[B, 2], packed chip ids (`schemas.grid.unpack_chip`)."""
     center_lonlat: Tensor
     """float64 [B, 2], degrees."""
+    time: Tensor
+    """int64 [B], acquisition in seconds since 1970 UTC; `schemas.layout.UNKNOWN_TIME`: unknown."""
+    gsd_m: Tensor
+    """float32 [B], side of a pixel in metres."""
     label_patch: Tensor
     """uint8 [B, patch_y, patch_x, class], area fraction x255."""
     label_region: Tensor
     """float32 [B, class], area fraction."""
+    label_pixel: Tensor | None = None
+    """uint8 [B, y, x], class, 0 = no OSM statement; None where it was not asked for."""
+    source: int = 0
+    """Which dataset of a mix all the chips are of."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -82,6 +92,7 @@ class ShardStream:
         drop_last: leave out the last batch of an epoch if it is not full.
         min_valid: leave out chips with a smaller valid fraction.
         quality: which chips are left out, and how the others are weighed, by their findings.
+        labels: what batches hold besides: `pixel`.
 
     Raises GeoLinkError: a split without chips, sizes that do not divide; while iterating: a
     missing or damaged shard.
@@ -101,6 +112,7 @@ class ShardStream:
         drop_last: bool = True,
         min_valid: float = 0.0,
         quality: Quality | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         if not 0 <= rank < world_size:
             raise GeoLinkError(f"rank {rank} is none of the {world_size} ranks 0..{world_size - 1}")
@@ -111,7 +123,7 @@ class ShardStream:
         self.epoch = 0
         self._step = 0
         quality = quality or Quality()
-        self._source = _Source(dataset, dataset.split_rows(split), min_valid, quality)
+        self._source = _Source(dataset, dataset.split_rows(split), min_valid, quality, labels)
         self._counts = self._source.counts()
         self._batch_size, self._drop_last = batch_size, drop_last
         self._window_shards, self._readers = window_shards, readers
@@ -188,12 +200,15 @@ def read_chips(
     batch_size: int,
     readers: int = 1,
     min_valid: float = 0.0,
+    labels: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Every chip of a split once, in stored order (by shard id, then raster order).
 
+    labels: what batches hold besides: `pixel`.
+
     Raises GeoLinkError: a split without chips, a missing or damaged shard.
     """
-    source = _Source(dataset, dataset.split_rows(split), min_valid, Quality())
+    source = _Source(dataset, dataset.split_rows(split), min_valid, Quality(), labels)
     counts = source.counts()
     windows = [_Window(np.array([n]), np.arange(count)) for n, count in enumerate(counts)]
     start = np.arange(0, int(counts.sum()), batch_size)
@@ -218,6 +233,7 @@ class _Source:
     rows: Sequence[SnapshotRow]
     min_valid: float
     quality: Quality
+    labels: Sequence[str]
 
     def counts(self) -> NDArray[np.int64]:
         """Chips of each shard; shards are read only if `min_valid` asks for it."""
@@ -236,12 +252,18 @@ class _Source:
 
         Also which chips are `kept`, and the `weight` of each.
         """
-        arrays = read_shard(self.dataset, self.rows[shard], STREAMED)
+        arrays = read_shard(
+            self.dataset, self.rows[shard], (*STREAMED, *(LABELS[n] for n in self.labels))
+        )
         rows = tag_rows(self.dataset, arrays.pop("tag"))[arrays["object_tag"]]
         arrays["object_tag"] = rows
         arrays["tag_weight"] = normalise_tag_weight(
             arrays["object_tag_offset"], self.dataset.key_weight[rows]
         )
+        sides = np.diff(arrays.pop("bounds").reshape(-1, 2, 2), axis=1)[:, 0]
+        # An imported pair need not be square.
+        pixels = np.array(arrays["image"].shape[:1:-1])
+        arrays["gsd_m"] = np.sqrt((sides / pixels).prod(axis=1)).astype(np.float32)
         finding = arrays.pop("finding")
         arrays["weight"] = self.quality.weight(finding)
         arrays["kept"] = self.quality.kept(finding) & (arrays["valid"] >= self.min_valid)
@@ -320,6 +342,7 @@ class _Chips:
         self._images = [arrays.pop("image") for arrays in shards]
         self._first = np.cumsum([0, *(len(image) for image in self._images)])
         self._arrays = _join(shards)
+        self._per_chip = (*_CHIP, "weight", "gsd_m", *(set(LABELS.values()) & set(self._arrays)))
         self._kept = np.flatnonzero(self._arrays.pop("kept"))
 
     def take(self, chips: NDArray[np.int64]) -> Arrays:
@@ -337,7 +360,7 @@ class _Chips:
         patches, patch_offset = csr_take(a["patch_offset"], objects)
         return {
             "image": self._take_images(rows),
-            **{name: pick(name, rows) for name in (*_CHIP, "weight")},
+            **{name: pick(name, rows) for name in self._per_chip},
             "object_offset": object_offset,
             **{name: pick(name, objects) for name in _OBJECT},
             "object_tag_offset": tag_offset,
@@ -400,6 +423,9 @@ def _batch(a: Arrays) -> Batch:
         weight=torch.from_numpy(a["weight"]),
         chip_id=a["chip_id"],
         center_lonlat=torch.from_numpy(a["center_lonlat"]),
+        time=torch.from_numpy(a["time"]),
+        gsd_m=torch.from_numpy(a["gsd_m"]),
         label_patch=torch.from_numpy(a["label_patch"]),
         label_region=torch.from_numpy(a["label_region"]),
+        label_pixel=torch.from_numpy(a["label_pixel"]) if "label_pixel" in a else None,
     )

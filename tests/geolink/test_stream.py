@@ -118,11 +118,15 @@ def expected_graph(chips: list[tuple[Arrays, int]], dataset: Dataset) -> Any:
 
 def test_a_batch_holds_what_the_shards_say_of_its_chips(dataset: Dataset) -> None:
     by_key = chips_of(dataset)
-    for batch in make_stream(dataset, batch_size=5):
+    for batch in make_stream(dataset, batch_size=5, labels=("pixel",)):
         chips = [by_key[key] for key in keys(batch)]
-        for name in ("image", "valid", "center_lonlat", "label_patch", "label_region"):
+        for name in (
+            "image", "valid", "center_lonlat", "time", "label_patch", "label_region", "label_pixel"
+        ):  # fmt: skip
             expected = np.stack([shard[name][n] for shard, n in chips])
             np.testing.assert_array_equal(getattr(batch, name), expected, strict=True)
+        assert batch.gsd_m.tolist() == [10.0] * len(chips)
+        assert batch.source == 0
         graph = expected_graph(chips, dataset)
         torch.testing.assert_close(batch.graph.tag_weight, graph.tag_weight)
         assert_equal(batch.graph, type(graph)(**{
