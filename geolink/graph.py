@@ -58,9 +58,16 @@ class GraphBatch:
     patch: Tensor
     """int32 [P], patches that the node's object meets, row-major, y down."""
     patch_weight: Tensor
-    """float32 [P]; polygons: share of the patch's area; lines: share of the object's length."""
+    """float32 [P]; polygons: share of the patch's area; lines: share of the object's length. After
+    a crop (`alive` is there) a node may meet a patch in several entries, whose shares add up, and
+    entries of weight 0 say nothing."""
     chips: int
     """B, chips without any node included."""
+    most: int | None = None
+    """At least as many as the nodes of any one chip; none: not known on the host."""
+    alive: Tensor | None = None
+    """bool [M], False for nodes that a crop left outside. They keep their place, so that sizes stay
+    known on the host, but are no part of the graph, nor are their edges; none: all are."""
 
     @property
     def nodes(self) -> int:
@@ -78,6 +85,40 @@ class GraphBatch:
         kind[self.kind_slice(2)] = 2
         return kind
 
+    def living(self) -> Tensor:
+        """Which nodes are part of the graph: bool [M]."""
+        if self.alive is None:
+            return torch.ones_like(self.chip, dtype=torch.bool)
+        return self.alive
+
+    def compact(self) -> GraphBatch:
+        """The graph without its dead nodes, their edges and entries of weight 0.
+
+        The host waits for the device here: for looking at and for exports, not for a step.
+        """
+        if self.alive is None:
+            return self
+        number = self.alive.cumsum(0) - 1
+        edges = self.alive[self.edge].all(0)
+        ptr = [int(self.alive[: self.kind_ptr[k]].sum()) for k in range(4)]
+        tags = _runs(self.tag_offset, self.alive)
+        met = _runs(self.patch_offset, self.alive) & (self.patch_weight > 0)
+        per_node = ("chip", "osm_class", "osm_id", "size", "anchor")
+        return replace(
+            self,
+            kind_ptr=(ptr[0], ptr[1], ptr[2], ptr[3]),
+            **{name: getattr(self, name)[self.alive] for name in per_node},
+            tag_offset=_kept_offset(self.tag_offset, tags, self.alive),
+            tag=self.tag[tags],
+            tag_weight=self.tag_weight[tags],
+            edge=number[self.edge[:, edges]],
+            relation=self.relation[edges],
+            patch_offset=_kept_offset(self.patch_offset, met, self.alive),
+            patch=self.patch[met],
+            patch_weight=self.patch_weight[met],
+            alive=None,
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
         """The batch on a device; asynchronous from pinned memory if `non_blocking`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -92,10 +133,12 @@ class GraphBatch:
         Node types `point`, `line`, `polygon`, each with `batch` (the chip), `osm_class`, `osm_id`,
         `size`, `anchor`, and its tags and patches as CSR (`tag_ptr`, `tag`, `tag_weight`,
         `patch_ptr`, `patch`, `patch_weight`). Edge types (source kind, relation, target kind) for
-        those that occur, with `edge_index` local to the kinds.
+        those that occur, with `edge_index` local to the kinds. Dead nodes are left out.
         """
         from torch_geometric.data import HeteroData
 
+        if self.alive is not None:
+            return self.compact().to_pyg()
         data = HeteroData()
         for kind, name in enumerate(KINDS):
             nodes = self.kind_slice(kind)
@@ -125,6 +168,18 @@ class GraphBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: function(v) for k, v in values.items() if torch.is_tensor(v)}
         return replace(self, **moved)
+
+
+def _runs(offset: Tensor, chosen: Tensor) -> Tensor:
+    """Which entries of a CSR array are of the chosen rows (bool [R]): bool [entries]."""
+    return torch.repeat_interleave(chosen, offset.diff())
+
+
+def _kept_offset(offset: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
+    """Offsets of the chosen rows (bool [R]) of a CSR array, of which some entries are kept."""
+    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    count = before[offset[1:]] - before[offset[:-1]]
+    return torch.cat([offset[:1], count[rows].cumsum(0)])
 
 
 def csr_take(
@@ -208,4 +263,5 @@ def pack(
         patch=torch.from_numpy(patch[patches].astype(np.int32)),
         patch_weight=torch.from_numpy(patch_weight[patches].astype(np.float32) / 255),
         chips=chips,
+        most=int(np.diff(object_offset).max(initial=0)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,23 +25,39 @@ def mask_patches(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_nodes(graph: GraphBatch, noise: Tensor, ratio: float) -> Tensor:
-    """Choose `ratio` of each chip's nodes (rounded to the nearest) by noise [M]: bool [M]."""
+    """Choose `ratio` of each chip's nodes (rounded to the nearest) by noise [M]: bool [M].
+
+    noise: float32 in [0, 1). Dead nodes are neither counted nor chosen.
+    """
+    alive = graph.living()
     nodes = torch.zeros(graph.chips, device=noise.device)
-    nodes = nodes.index_add(0, graph.chip, torch.ones_like(noise))
+    nodes = nodes.index_add(0, graph.chip, alive.float())
     count = (nodes * ratio).round()[graph.chip]
-    return rank_within(graph.chip, noise, graph.chips) < count
+    return rank_within(graph.chip, noise + (~alive).float(), graph.chips) < count
+
+
+def most_masked(graph: GraphBatch, ratio: float) -> int | None:
+    """At least as many as `mask_nodes` chooses of any chip; none: not known on the host.
+
+    A multiple of 8, as fused attention wants its keys.
+    """
+    return None if graph.most is None else math.ceil(graph.most * ratio / 8) * 8
 
 
 def node_slots(
     graph: GraphBatch, selected: Tensor, noise: Tensor, capacity: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Lay selected nodes (bool [M]) out as dense rows, one a chip.
+    """Lay selected nodes (bool [M]) out as dense rows, one a chip; dead ones are left out.
 
     Returns node indices int64 [B, K] and bool [B, K], True for slots that hold a node. K is
-    `capacity`, of a chip with more those with the least noise [M]; without capacity the largest
-    count (one host synchronisation).
+    `capacity`, of a chip with more those with the least noise (float32 [M] in [0, 1)); without
+    capacity as many as any chip has nodes (`GraphBatch.most`; where even that is not known the
+    largest count, for which the host waits).
     """
-    rank = rank_within(graph.chip, noise + (~selected).to(noise.dtype), graph.chips)
+    selected = selected if graph.alive is None else selected & graph.alive
+    rank = rank_within(graph.chip, noise + (~selected).float(), graph.chips)
+    if capacity is None:
+        capacity = graph.most
     if capacity is None:
         capacity = int(torch.where(selected, rank + 1, 0).amax()) if graph.nodes else 0
     capacity = max(capacity, 1)

@@ -9,12 +9,23 @@ from torch import Tensor
 from schemas.errors import GeoLinkError
 
 
-def segment_softmax(logit: Tensor, segment: Tensor, segments: int) -> Tensor:
-    """Softmax of float [E] within the segments given by int64 [E]; segments may be empty."""
+def segment_softmax(
+    logit: Tensor, segment: Tensor, segments: int, kept: Tensor | None = None
+) -> Tensor:
+    """Softmax of float [E] within the segments given by int64 [E]; segments may be empty.
+
+    Elements that are not kept (bool [E]) get 0 and count for nothing.
+    """
+    if kept is not None:
+        logit = logit.masked_fill(~kept, torch.finfo(logit.dtype).min)
     largest = logit.new_full((segments,), -torch.inf)
     largest = largest.scatter_reduce(0, segment, logit.detach(), "amax")
     exp = (logit - largest[segment]).exp()
-    total = exp.new_zeros(segments).index_add(0, segment, exp)
+    if kept is None:
+        total = exp.new_zeros(segments).index_add(0, segment, exp)
+        return exp / total.index_select(0, segment)
+    exp = exp * kept
+    total = exp.new_zeros(segments).index_add(0, segment, exp).clamp(min=1e-30)
     return exp / total.index_select(0, segment)
 
 
@@ -35,9 +46,11 @@ def run_offsets(sorted_index: Tensor, runs: int) -> Tensor:
 
 
 def rank_within(group: Tensor, priority: Tensor, groups: int) -> Tensor:
-    """Rank [M] (0 first) of each element among those of its group, by rising priority."""
-    order = torch.argsort(priority, stable=True)
-    order = order[torch.argsort(group[order], stable=True)]
+    """Rank [M] (0 first) of each element among those of its group, by rising float32 priority."""
+    # One sort by both: the bits of floats sort as the floats do, of negative ones the other way.
+    bits = priority.float().contiguous().view(torch.int32)
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    order = torch.argsort((group << 32) + bits, stable=True)
     sorted_group = group[order]
     start = run_offsets(sorted_group, groups)[sorted_group]
     rank = torch.empty_like(order)
