@@ -154,7 +154,7 @@ def _boxes(objects: int) -> list[tuple[float, float, float, float]]:
     from schemas.sources import Region
 
     side = np.ceil(np.sqrt(objects / _TOWN)) * _SIDE
-    plans = plan_blocks(Region(bbox=(9, 48, 9 + side, 48 + side)), GRID, Splits())
+    plans, _ = plan_blocks(Region(bbox=(9, 48, 9 + side, 48 + side)), GRID, Splits())
     return [to_lonlat(p.block.epsg).transform_bounds(*block_bounds(GRID, p.block)) for p in plans]
 
 
@@ -217,7 +217,7 @@ def _strata(pbf: str, cache: str) -> dict[str, Any]:
 
     extract = convert_extracts([Path(pbf)], Path(cache), OsmSource(pbf=(pbf,)))
     side = np.ceil(np.sqrt(extract.objects / _TOWN)) * _SIDE
-    plans = plan_blocks(Region(bbox=(9, 48, 9 + side, 48 + side)), GRID, Splits())
+    plans, _ = plan_blocks(Region(bbox=(9, 48, 9 + side, 48 + side)), GRID, Splits())
     started = time.perf_counter()
     sample = Sampling(chips=1000, by="land-use")
     kept, _ = sample_blocks(plans, sample, GRID, extract, default_taxonomy())

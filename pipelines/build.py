@@ -143,6 +143,8 @@ class BuildResult:
     failed: dict[str, str] = field(default_factory=dict)
     rows: list[SnapshotRow] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """Which inputs were skipped, by code, where that is known."""
     seconds: float = 0.0
 
     @property
@@ -187,7 +189,9 @@ def build_dataset(
     # The same objects in a newer extract are the same shard, known to hold at a later time.
     rows = [before[s]._replace(osm_timestamp=t.osm_timestamp) for s, t in built.items()]
     todo = [t for t in plan.tasks if t.shard not in built]
-    result = BuildResult(config.dataset, None, False, unchanged=len(rows), skipped=plan.skipped)
+    result = BuildResult(
+        config.dataset, None, False, unchanged=len(rows), skipped=plan.skipped, named=plan.named
+    )
     seconds: dict[str, float] = {}
     pending = todo
     while pending:

@@ -202,9 +202,10 @@ def _record_findings(
     con: duckdb.DuckDBPyConnection, result: "BuildResult", built: dict[str, float], build: int
 ) -> None:
     """Counts by shard (none: of the inputs), and which chips of the shards that were built."""
-    counted = [(None, result.skipped), *((r.shard, r.qc) for r in result.rows)]
     found: list[tuple[str | None, str, int, str | None]]
-    found = [(s, code, n, None) for s, counts in counted for code, n in counts.items()]
+    named = {code: ", ".join(about) for code, about in result.named.items()}
+    found = [(None, code, n, named.get(code)) for code, n in result.skipped.items()]
+    found += [(row.shard, code, n, None) for row in result.rows for code, n in row.qc.items()]
     found += [(s, "shard_failed", 1, message) for s, message in result.failed.items()]
     rows = [
         {

@@ -70,6 +70,8 @@ class Estimate:
     scenes: int
     """Distinct ones that may be read."""
     skipped: dict[str, int]
+    named: dict[str, list[str]]
+    """Which inputs those are, by code, where that is known."""
     read_bytes: int
     read_requests: int
     write_bytes: int
@@ -121,7 +123,7 @@ def estimate_build(
     return Estimate(
         config.dataset, shards, len(plan.tasks) - len(todo),
         0 if within is not None else len(before.keys() - planned),
-        sum(_chips(t) for t in todo), scenes, plan.skipped, read, requests, written,
+        sum(_chips(t) for t in todo), scenes, plan.skipped, plan.named, read, requests, written,
         write_requests, worker_hours, worker_hours / max(1, min(workers, len(todo))), rates,
         once + worker_hours * prices.worker_hour, written / 1e9 * prices.gb_month,
     )  # fmt: skip

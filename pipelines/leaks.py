@@ -21,6 +21,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from pipelines.footprints import edge_points
 from pipelines.ragged import ranks
 from pipelines.threads import side_by_side
 from schemas.chips import printed_id
@@ -31,7 +32,6 @@ from schemas.splits import SPLITS
 from schemas.storage import Location
 
 _CHUNK = 65_536
-_EDGE_POINTS = 8
 _TOUCH_M = 1e-3
 """Chips that overlap by less than a millimetre touch."""
 _SHOWN = 20
@@ -232,12 +232,8 @@ def _gaps(chips: _Chips, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[
 
 def _outlines(chips: _Chips, at: NDArray[np.int64], epsg: int) -> NDArray[np.float64]:
     """Outlines [K, 4 * points, 2] of chips in metres of a zone."""
-    t = np.arange(_EDGE_POINTS) / _EDGE_POINTS
-    corner = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    following = np.roll(corner, -1, axis=0)
-    ring = (corner[:, None] + t[:, None] * (following - corner)[:, None]).reshape(-1, 2)
-    low, high = chips.bounds[at, None, :2], chips.bounds[at, None, 2:]
-    xy: NDArray[np.float64] = low + ring * (high - low)
+    bounds = chips.bounds[at]
+    xy = edge_points(bounds)
     for zone in np.unique(chips.epsg[at]).tolist():
         own = np.flatnonzero(chips.aligned[at] & (chips.epsg[at] == zone))
         if zone != epsg and len(own):
@@ -246,7 +242,7 @@ def _outlines(chips: _Chips, at: NDArray[np.int64], epsg: int) -> NDArray[np.flo
     own = np.flatnonzero(~chips.aligned[at])
     if len(own):
         centre = chips.lonlat[at[own], None]
-        offset = (ring - 0.5) * (high - low)[own]
+        offset = xy[own] - (bounds[own, None, :2] + bounds[own, None, 2:]) / 2
         lonlat = centre + offset / _metres_per_degree(centre[..., 1])
         xy[own] = np.column_stack(to_utm(epsg).transform(*lonlat.reshape(-1, 2).T)).reshape(
             lonlat.shape

@@ -1,7 +1,7 @@
 """What to build: config -> shards -> content keys -> difference to the latest snapshot."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,8 @@ class Plan:
     region: BaseGeometry | None
     skipped: dict[str, int]
     """Inputs left out before any shard was planned, by reason."""
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """Which inputs those are, by reason, where that is known."""
 
 
 def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> Plan:
@@ -105,14 +107,13 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
     assert config.scenes
     assert config.osm
     region = region_geometry(config.region)
-    blocks = plan_blocks(config.region, config.grid, config.splits)
+    blocks, named = plan_blocks(config.region, config.grid, config.splits)
     sensor, taxonomy = config.resolved_sensor(), config.resolved_taxonomy()
     extract = extract_of(config.osm, config.region, cache_folder(config))
-    skipped: dict[str, int] = {}
+    skipped = {code: len(about) for code, about in named.items()}
     if config.region.sample is not None:
-        blocks, skipped = sample_blocks(
-            blocks, config.region.sample, config.grid, extract, taxonomy
-        )
+        blocks, short = sample_blocks(blocks, config.region.sample, config.grid, extract, taxonomy)
+        skipped |= short
     boxes = search_boxes(config.grid, blocks)
     check_reach(extract, boxes, region)
     place = shapely.union_all([shapely.box(*box) for box in boxes])
@@ -135,7 +136,7 @@ def make_plan(config: DatasetConfig, *, within: BaseGeometry | None = None) -> P
         found = choose(index, plan.block.epsg, bounds, config.scenes)
         choices[plan.block.name] = found.choices
         tasks += _block_tasks(config, info, contract, extract, plan, digest, found.scenes)
-    return Plan(info, tasks, extract, choices, region, skipped)
+    return Plan(info, tasks, extract, choices, region, skipped, named)
 
 
 def _block_tasks(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pyproj import Geod
 from shapely.geometry.base import BaseGeometry
 
+from pipelines.buffer import keep_apart
 from pipelines.places import region_geometry, region_points
 from pipelines.ragged import ranks
 from schemas.config import Splits
@@ -23,7 +24,7 @@ from schemas.grid import (
     to_utm,
 )
 from schemas.sources import Region
-from schemas.splits import Split, split_of
+from schemas.splits import Split
 
 _GEOD = Geod(ellps="WGS84")
 _M_PER_DEGREE = 110_500.0
@@ -52,24 +53,30 @@ class BlockPlan:
     """Chips left out because another split is nearer than the buffer."""
 
 
-def plan_blocks(region: Region, grid: Grid, splits: Splits) -> list[BlockPlan]:
+def plan_blocks(
+    region: Region, grid: Grid, splits: Splits
+) -> tuple[list[BlockPlan], dict[str, list[str]]]:
     """Every block with at least one chip whose centre lies in the region, in order of block.
 
-    A chip lies in a region of points if its centre is at most the radius from one of them, along
-    the ellipsoid.
+    Then findings, by code, each with what it is about: points near no chip. A chip lies in a region
+    of points if its centre is at most the radius from one of them, along the ellipsoid.
 
     Raises GeoLinkError if the region reaches outside UTM or holds no chip centre.
     """
+    found: dict[str, list[str]] = {}
     if region.points is not None:
         assert region.radius_m is not None
-        inside = _blocks_near(region_points(region), region.radius_m, grid)
+        points = region_points(region)
+        inside, reached = _blocks_near(points, region.radius_m, grid)
+        if not reached.all():
+            found["point_without_chip"] = [f"({x:.8g}, {y:.8g})" for x, y in points[~reached]]
     else:
         inside = _blocks_within(region_geometry(region), grid)
     plans: list[BlockPlan] = []
     for block, mask in sorted(inside.items()):
         chips = block_chips(grid, block)
-        split, far = _split(grid, splits, block, chips.bounds_utm)
-        plans.append(BlockPlan(block, mask & far, split, int((mask & ~far).sum())))
+        split, far = keep_apart(grid, splits, block, chips, mask)
+        plans.append(BlockPlan(block, far, split, int((mask & ~far).sum())))
     if not plans:
         what = (
             f"no centre of a chip of {grid.chip_m:g} m lies within {region.radius_m:g} m of a point"
@@ -78,7 +85,7 @@ def plan_blocks(region: Region, grid: Grid, splits: Splits) -> list[BlockPlan]:
             f"{grid.chip_m:g} m"
         )
         raise GeoLinkError(f"{what}; make it larger or the chips smaller")
-    return plans
+    return plans, found
 
 
 def _shown(geometry: BaseGeometry) -> tuple[float, ...]:
@@ -103,26 +110,32 @@ def _blocks_within(region: BaseGeometry, grid: Grid) -> dict[Block, NDArray[np.b
     return found
 
 
-def _blocks_near(lonlat: _Lonlat, radius_m: float, grid: Grid) -> dict[Block, NDArray[np.bool_]]:
-    """Blocks around points, and which of their chips have their centre within the radius."""
+def _blocks_near(
+    lonlat: _Lonlat, radius_m: float, grid: Grid
+) -> tuple[dict[Block, NDArray[np.bool_]], NDArray[np.bool_]]:
+    """Blocks around points [P], with which of their chips have their centre within the radius; and
+    which points [P] have such a chip.
+    """
     if radius_m > _MAX_RADIUS_M:
         raise GeoLinkError(
             f"radius_m {radius_m:g} is more than {_MAX_RADIUS_M:g}; give so large a region as "
             "polygons"
         )
-    found = {}
+    found, reached = {}, np.zeros(len(lonlat), bool)
     for block, points in _candidates(lonlat, radius_m, grid).items():
         chips = block_chips(grid, block)
         mask = np.zeros(len(chips.owned), bool)
         owned = np.flatnonzero(chips.owned)
-        for some in np.array_split(lonlat[points], 1 + len(points) * len(owned) // 1_000_000):
+        for some in np.array_split(points, 1 + len(points) * len(owned) // 1_000_000):
             lon, lat = np.repeat(chips.center_lonlat[owned], len(some), axis=0).T
-            x, y = np.tile(some, (len(owned), 1)).T
+            x, y = np.tile(lonlat[some], (len(owned), 1)).T
             distance = _GEOD.inv(lon, lat, x, y)[2].reshape(len(owned), len(some))
-            mask[owned] |= (distance <= radius_m).any(axis=1)
+            near = distance <= radius_m
+            mask[owned] |= near.any(axis=1)
+            reached[some] |= near.any(axis=0)
         if mask.any():
             found[block] = mask
-    return found
+    return found, reached
 
 
 def _candidates(lonlat: _Lonlat, radius_m: float, grid: Grid) -> dict[Block, NDArray[np.int64]]:
@@ -229,25 +242,3 @@ def _first_part(boxes: NDArray[np.float64]) -> NDArray[np.bool_] | None:
         axis = int(np.argmax(np.ptp(centre, axis=0)))
         part = centre[:, axis] < (centre[:, axis].min() + centre[:, axis].max()) / 2
     return part if part.any() and not part.all() else None
-
-
-def _split(
-    grid: Grid, splits: Splits, block: Block, bounds_utm: NDArray[np.float64]
-) -> tuple[Split, NDArray[np.bool_]]:
-    """The block's split, and which of its chips are at least the buffer away from another one."""
-    half = grid.shard_m / 2
-    x, y = block.col * grid.shard_m + half, block.row * grid.shard_m + half
-    split = split_of(splits, grid, block.epsg, x, y)
-    far = np.ones(len(bounds_utm), bool)
-    if splits.buffer_m == 0:
-        return split, far
-    reach = int(np.ceil(splits.buffer_m / grid.shard_m))
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            cx, cy = x + dx * grid.shard_m, y + dy * grid.shard_m
-            if split_of(splits, grid, block.epsg, cx, cy) == split:
-                continue
-            gap_x = np.maximum(cx - half - bounds_utm[:, 2], bounds_utm[:, 0] - cx - half)
-            gap_y = np.maximum(cy - half - bounds_utm[:, 3], bounds_utm[:, 1] - cy - half)
-            far &= np.maximum(gap_x, gap_y) >= splits.buffer_m
-    return split, far

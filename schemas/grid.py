@@ -253,11 +253,16 @@ def block_chips(grid: Grid, block: Block) -> BlockChips:
     bounds = np.stack([cols * m, rows * m, (cols + 1) * m, (rows + 1) * m], axis=1)
     lon, lat = to_lonlat(block.epsg).transform((cols + 0.5) * m, (rows + 0.5) * m)
     lonlat = np.stack([lon, lat], axis=1)
-    zone = np.clip((lonlat[:, 0] + 180.0) // 6.0 + 1, 1, 60).astype(np.int64)
-    north = lonlat[:, 1] >= 0
-    inside = (lonlat[:, 1] >= MIN_LATITUDE) & (lonlat[:, 1] <= MAX_LATITUDE)
-    owned = inside & (np.where(north, 32600, 32700) + zone == block.epsg)
-    return BlockChips(cols, rows, bounds, lonlat, owned)
+    return BlockChips(cols, rows, bounds, lonlat, owns(block.epsg, lonlat))
+
+
+def owns(epsg: int, center_lonlat: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[N]: whether chips with these centres [N, 2] (degrees) are a zone's own."""
+    lon, lat = center_lonlat.T
+    zone = np.clip((lon + 180.0) // 6.0 + 1, 1, 60).astype(np.int64)
+    inside = (lat >= MIN_LATITUDE) & (lat <= MAX_LATITUDE)
+    owned: NDArray[np.bool_] = inside & (np.where(lat >= 0, 32600, 32700) + zone == epsg)
+    return owned
 
 
 def blocks_in(grid: Grid, lonlat: Bounds) -> Iterator[Block]:

@@ -3,6 +3,7 @@
 import heapq
 import io
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from schemas.storage import Location, storage
 
 _WORST = 3
 _GRAVEST = 5
+_NAMED = 200
+"""Letters of what a finding is about."""
 _TAGS = 12
 _SCENES = 40
 
@@ -40,6 +43,8 @@ class FindingLine:
     """Shards that have it; 0: found before any shard was built."""
     worst: list[tuple[str, int]]
     """Shards with most of it."""
+    named: str
+    """What it is about, where that is known and no shard tells."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def finding_lines(rows: Sequence[SnapshotRow], records: Records) -> list[Finding
                 code, known.severity, _scope(known.scope, total[code]), known.meaning, known.remedy,
                 total[code], shards[code],
                 failed if code == "shard_failed" else [(shard, -n) for n, shard in worst],
+                textwrap.shorten(records.named.get(code, ""), _NAMED, placeholder=" …"),
             )
         )  # fmt: skip
     return sorted(lines, key=lambda x: (SEVERITIES.index(x.severity), -x.count, x.code))

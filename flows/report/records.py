@@ -75,6 +75,8 @@ class Records:
     failed_count: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     """Findings before any shard was built, by code."""
+    named: dict[str, str] = field(default_factory=dict)
+    """What those are about, by code, where that is known."""
     scenes: list[SceneRecord] = field(default_factory=list)
     scene_count: int = 0
     acquired: dict[str, datetime] = field(default_factory=dict)
@@ -100,12 +102,12 @@ def read_records(dataset: Location, snapshot: int) -> Records:
         _add_failed(con, found, last)
         if build is not None:
             found.config = str(_one(con, "SELECT config FROM builds WHERE build = ?", build))
-            found.skipped = dict(
-                con.execute(
-                    "SELECT code, sum(count)::BIGINT FROM findings "
-                    "WHERE build = ? AND shard IS NULL GROUP BY code", [build],
-                ).fetchall()
-            )  # fmt: skip
+            skipped = con.execute(
+                "SELECT code, sum(count)::BIGINT, string_agg(message, ', ') FROM findings "
+                "WHERE build = ? AND shard IS NULL GROUP BY code", [build],
+            ).fetchall()  # fmt: skip
+            found.skipped = {code: n for code, n, _ in skipped}
+            found.named = {code: message for code, _, message in skipped if message}
             _add_scenes(con, found, build)
         found.extracts = [
             OsmExtract(*row) for row in con.execute(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipelines.estimate import Estimate
     from pipelines.explain import Explanation
     from schemas.dataset import SnapshotRow
+
+_NAMED = 10
 
 
 def print_json(data: object) -> None:
@@ -145,14 +147,14 @@ def build_summary(result: "BuildResult", *, as_json: bool) -> None:
         "findings": result.qc,
     }  # fmt: skip
     if as_json:
-        print_json({**summary, "failed": result.failed})
+        print_json({**summary, "named": result.named, "failed": result.failed})
         return
     if result.snapshot is None:
         summary["snapshot"] = "none published: some shards failed"
     summary["bytes"] = size(sum(r.bytes for r in rows))
     del summary["findings"]
     table(summary, as_json=False)
-    findings(result.qc)
+    findings(result.qc, result.named)
     for shard, message in list(result.failed.items())[:10]:
         click.secho(f"shard {shard} failed: {message}", fg="red", err=True)
     if result.failed:
@@ -187,7 +189,7 @@ def estimate(found: "Estimate", *, as_json: bool) -> None:
     )  # fmt: skip
     for why, shards in Counter(found.shards.values()).most_common(20):
         click.echo(f"  {shards:,} {'shard' if shards == 1 else 'shards'}: {why}")
-    findings(found.skipped)
+    findings(found.skipped, found.named)
 
 
 def explanation(found: "Explanation", *, as_json: bool) -> None:
@@ -224,8 +226,8 @@ def explanation(found: "Explanation", *, as_json: bool) -> None:
             click.echo(f"  {reason}")
 
 
-def findings(counts: Mapping[str, int]) -> None:
-    """What was found, gravest first: how often, and what it means."""
+def findings(counts: Mapping[str, int], named: Mapping[str, Sequence[str]]) -> None:
+    """What was found, gravest first: how often, what it means, and what it is about."""
     order = ("error", "warning", "note")
     found = sorted((order.index(FINDINGS[code].severity), code) for code in counts)
     width = max((len(code) for code in counts), default=0)
@@ -234,6 +236,10 @@ def findings(counts: Mapping[str, int]) -> None:
         about = FINDINGS[code]
         mark = click.style(f"{order[grade]:<8}", fg=colour[about.severity])
         click.echo(f"{mark} {counts[code]:>7,}  {code:<{width}}  {about.meaning}")
+        which = named.get(code, ())
+        if which:
+            more = f" and {len(which) - _NAMED:,} more" if len(which) > _NAMED else ""
+            click.echo(f"{'':<18}{', '.join(which[:_NAMED])}{more}")
     if found:
         click.echo("What to do about each is in docs/findings.md.")
 

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+from click.testing import CliRunner
 from pyproj import Geod
 
+from flows.report import write_report
+from geolink.cli.main import cli
 from geolink.reader import open_dataset, read_shard
 from pipelines.build import BuildResult, build_dataset
 from pipelines.world import World
 from schemas.config import DatasetConfig
+from schemas.grid import to_lonlat, to_utm
 from schemas.load import load_config
 from tests.integration.conftest import WriteConfig
 
@@ -79,6 +84,34 @@ def test_chips_of_sites_and_samples_are_those_of_the_whole_region(
     assert _same(sample, whole) > 0
     again = _build(satellite_config("again", region=region, **options))
     assert [r.checksum for r in again.rows] == [r.checksum for r in result.rows]
+
+
+def test_a_site_that_gets_no_chip_is_named(satellite_config: WriteConfig, town: World) -> None:
+    path = satellite_config("whole")
+    dataset = load_config(path, DatasetConfig)
+    west, south, east, north = town.bounds_lonlat
+    x, y = to_utm(32630).transform((west + east) / 2, (south + north) / 2)
+    side = dataset.grid.chip_m
+    corner = to_lonlat(32630).transform(x // side * side, y // side * side)
+    centre = to_lonlat(32630).transform((x // side + 0.5) * side, (y // side + 0.5) * side)
+    region: dict[str, Any] = {"points": [list(centre), list(corner)], "radius_m": 200}
+    path = satellite_config("sites", region=region)
+    shown = CliRunner().invoke(cli, ["build", str(path)])
+    assert shown.exit_code == 0, shown.output
+    name = f"({corner[0]:.8g}, {corner[1]:.8g})"
+    assert "point_without_chip" in shown.output
+    assert name in shown.output
+    result = _build(path)
+    assert result.skipped["point_without_chip"] == 1
+    assert result.named == {"point_without_chip": [name]}
+    assert sum(row.chips for row in result.rows) == 1
+    with duckdb.connect(str(Path(result.dataset) / "catalog.duckdb"), read_only=True) as con:
+        (message,) = con.execute(
+            "SELECT DISTINCT message FROM findings WHERE code = 'point_without_chip'"
+        ).fetchall()
+    assert message == (name,)
+    page = write_report(result.dataset, path.with_suffix(".html"))
+    assert name in page.read_text(encoding="utf-8")
 
 
 def test_a_sample_of_more_chips_than_there_are_is_a_finding(

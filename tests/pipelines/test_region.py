@@ -18,7 +18,7 @@ from schemas.grid import Grid, block_bounds, block_chips, blocks_in, to_lonlat
 from schemas.sources import Region
 
 GRID = Grid(gsd_m=10, size=32, patch=8, shard_side=4)
-SPLITS = Splits()
+SPLITS = Splits(train=1, val=0, test=0)
 GEOD = Geod(ellps="WGS84")
 
 Place = tuple[float, float]
@@ -28,7 +28,7 @@ def _chips(region: Region, grid: Grid = GRID) -> set[Place]:
     """Centres of the planned chips, degrees."""
     return {
         (round(lon, 9), round(lat, 9))
-        for plan in plan_blocks(region, grid, SPLITS)
+        for plan in plan_blocks(region, grid, SPLITS)[0]
         for lon, lat in block_chips(grid, plan.block).center_lonlat[plan.chips].tolist()
     }
 
@@ -82,7 +82,7 @@ def test_anywhere_on_earth_chips_near_points_are_found(
 def test_a_wide_radius_reaches_over_several_zones() -> None:
     grid = Grid(gsd_m=100, size=64, patch=8, shard_side=4)
     zones = {p.block.epsg for p in plan_blocks(
-        Region(points=((15.1, 79.0),), radius_m=200_000), grid, SPLITS)}  # fmt: skip
+        Region(points=((15.1, 79.0),), radius_m=200_000), grid, SPLITS)[0]}  # fmt: skip
     assert zones >= {32631, 32632, 32633, 32634}
     found = _chips(Region(points=((15.1, 79.0),), radius_m=200_000), grid)
     assert found == _expected([(15.1, 79.0)], 200_000, grid)
@@ -92,7 +92,7 @@ def test_scattered_points_plan_only_the_blocks_around_them() -> None:
     rng = np.random.default_rng(0)
     points = np.stack([rng.uniform(-180, 180, 300), rng.uniform(-79, 83, 300)], axis=1)
     region = Region(points=tuple(map(tuple, points.tolist())), radius_m=250)
-    plans = plan_blocks(region, GRID, SPLITS)
+    plans, _ = plan_blocks(region, GRID, SPLITS)
     assert len(plans) <= 4 * 300
     assert sum(int(p.chips.sum()) for p in plans) <= 6 * 300
     boxes = search_boxes(GRID, plans)
@@ -159,6 +159,21 @@ def test_a_point_too_small_for_a_chip_is_told() -> None:
         plan_blocks(Region(points=((7.42, 43.73),), radius_m=1), GRID, SPLITS)
 
 
+def test_points_near_no_chip_are_named() -> None:
+    # Half a chip is 160 m: a corner of four chips is 226 m from each of their centres.
+    x, y = block_bounds(GRID, next(blocks_in(GRID, (7.4, 43.7, 7.5, 43.8))))[:2]
+    corner, centre = (to_lonlat(32632).transform(x + d, y + d) for d in (320.0, 160.0))
+    region = Region(points=(corner, centre, (7.45, 43.75)), radius_m=200)
+    plans, found = plan_blocks(region, GRID, SPLITS)
+    assert list(found) == ["point_without_chip"]
+    assert found["point_without_chip"][0] == f"({corner[0]:.8g}, {corner[1]:.8g})"
+    near = {p for p in (corner, centre, (7.45, 43.75)) if _expected([p], 200)}
+    assert len(found["point_without_chip"]) == 3 - len(near)
+    assert centre in near
+    assert sum(int(p.chips.sum()) for p in plans) == len(_expected(list(near), 200))
+    assert plan_blocks(Region(points=(centre,), radius_m=200), GRID, SPLITS)[1] == {}
+
+
 def test_discs_have_the_radius_on_the_map() -> None:
     discs = region_geometry(Region(points=((179.99, 60.0), (10.0, -5.0)), radius_m=5000))
     parts = shapely.get_parts(discs)
@@ -175,7 +190,7 @@ def test_far_islands_of_a_polygon_do_not_cost_the_sea_between() -> None:
         [shapely.box(-170, 20, -169.9, 20.1), shapely.box(0, 0.5, 0.1, 0.6)]
     )
     region = Region(geojson=json.loads(shapely.to_geojson(islands)))
-    plans = plan_blocks(region, GRID, SPLITS)
+    plans, _ = plan_blocks(region, GRID, SPLITS)
     assert {p.block.epsg for p in plans} == {32602, 32631}
     assert len(search_boxes(GRID, plans)) == 2
 
@@ -199,7 +214,7 @@ def _covered(boxes: list[tuple[float, ...]], lon: np.ndarray, lat: np.ndarray) -
     ],
 )
 def test_a_compact_region_is_searched_in_one_box(bbox: tuple[float, ...], most: int) -> None:
-    plans = plan_blocks(Region(bbox=bbox), GRID, SPLITS)
+    plans, _ = plan_blocks(Region(bbox=bbox), GRID, SPLITS)
     boxes = search_boxes(GRID, plans)
     assert len(boxes) == most
     for plan in plans:
@@ -213,7 +228,7 @@ def test_a_compact_region_is_searched_in_one_box(bbox: tuple[float, ...], most: 
 def test_a_long_thin_region_is_searched_along_itself() -> None:
     line = shapely.LineString([(0.5, 40.0), (20.0, 55.0)]).buffer(0.05)
     grid = Grid(gsd_m=10, size=256, patch=16, shard_side=4)
-    plans = plan_blocks(Region(geojson=json.loads(shapely.to_geojson(line))), grid, SPLITS)
+    plans, _ = plan_blocks(Region(geojson=json.loads(shapely.to_geojson(line))), grid, SPLITS)
     boxes = search_boxes(grid, plans)
     assert sum((e - w) * (n - s) for w, s, e, n in boxes) < 40  # one box: 290
     assert len(boxes) < 40

@@ -35,7 +35,7 @@ MONACO = (7.405, 43.72, 7.445, 43.755)
 
 @pytest.fixture(scope="module")
 def plans() -> list[BlockPlan]:
-    return plan_blocks(Region(bbox=MONACO), GRID, Splits())
+    return plan_blocks(Region(bbox=MONACO), GRID, Splits())[0]
 
 
 @pytest.fixture(scope="module")
