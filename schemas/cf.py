@@ -13,12 +13,14 @@ the bytes of a shard must not.
 """
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.dataset import DatasetInfo
+from schemas.findings import CHIP_FLAGS
 from schemas.layout import ARRAYS, UNKNOWN_TIME, Kind, Relation
 
 CONVENTIONS = "CF-1.11"
@@ -28,7 +30,7 @@ _UNITS = {
     "line_density": "m hectare-1", "point_density": "hectare-1", "moran": "1", "lee": "1",
     "object_anchor": "1", "shift": "m",
 }  # fmt: skip
-_FLAGS = {"object_kind": Kind, "relation": Relation}
+_FLAGS: dict[str, type[IntEnum]] = {"object_kind": Kind, "relation": Relation}
 _DEGREE = 'ANGLEUNIT["degree",0.0174532925199433]'
 _METRE = 'LENGTHUNIT["metre",1]'
 
@@ -56,6 +58,11 @@ def array_attributes(
         found[name]["units"] = unit
     for name, codes in _FLAGS.items():
         found[name] |= _flags([code.name.lower() for code in codes])
+    # Flags that can hold together (CF conventions, section 3.5): one bit each.
+    found["finding"] |= {
+        "flag_masks": [1 << bit for bit in range(len(CHIP_FLAGS))],
+        "flag_meanings": " ".join(CHIP_FLAGS),
+    }
     found["time"] |= {
         "standard_name": "time", "units": "seconds since 1970-01-01 00:00:00",
         "calendar": "proleptic_gregorian", "_FillValue": int(UNKNOWN_TIME),

@@ -16,6 +16,7 @@ from pipelines.store import write_shard
 from schemas import cf
 from schemas.dataset import read_arrays
 from schemas.errors import GeoLinkError
+from schemas.findings import CHIP_FLAGS, flagged
 from schemas.grid import Block
 from schemas.layout import LAYOUT, UNKNOWN_TIME, Relation
 from schemas.sensor import SENTINEL_2_L2A
@@ -75,6 +76,17 @@ def test_every_array_says_what_it_holds_and_flags_name_its_codes(written: Path) 
         flags = shard[name].attrs
         assert len(flags["flag_values"]) == len(flags["flag_meanings"].split())
         assert int(shard[name].max()) <= max(flags["flag_values"])
+
+
+def test_findings_of_chips_are_told_apart_by_masks_that_cf_names(written: Path) -> None:
+    finding, arrays = xr.open_zarr(written)["finding"], _arrays(written)
+    masks, meanings = finding.attrs["flag_masks"], finding.attrs["flag_meanings"].split()
+    assert len(masks) == len(meanings) == len(CHIP_FLAGS)
+    assert finding.dtype == np.uint32
+    assert arrays["finding"].any()
+    for mask, meaning in zip(masks, meanings, strict=True):
+        here = (finding & mask) != 0
+        np.testing.assert_array_equal(here, flagged(arrays["finding"], [meaning]))
 
 
 def test_one_read_of_metadata_opens_a_shard(written: Path) -> None:
