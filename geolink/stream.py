@@ -147,7 +147,8 @@ class ShardStream:
 
     def __iter__(self) -> Iterator[Batch]:
         spans = self._spans()[self._step :]
-        for batch in _batches(self._source, self._windows(), spans, self._readers):
+        share = self._rank, self._world_size
+        for batch in _batches(self._source, self._windows(), spans, self._readers, share):
             # Counted before it is handed out, so that a state taken while it is in use has it.
             self._step += 1
             yield batch
@@ -186,11 +187,9 @@ class ShardStream:
         return [_Window(part, rng.permutation(int(self._counts[part].sum()))) for part in parts]
 
     def _spans(self) -> NDArray[np.int64]:
-        """First and last + 1 position in the epoch's order of this rank's part of each batch."""
+        """First and last + 1 position in the epoch's order of each batch of all ranks."""
         start = np.arange(len(self)) * self._batch_size
-        size = np.minimum(self._batch_size, self._counts.sum() - start)
-        low, high = (start + size * r // self._world_size for r in (self._rank, self._rank + 1))
-        return np.stack([low, high], axis=1)
+        return np.stack([start, np.minimum(start + self._batch_size, self._counts.sum())], axis=1)
 
 
 def read_chips(
@@ -271,15 +270,20 @@ class _Source:
 
 
 def _batches(
-    source: _Source, windows: Sequence[_Window], spans: NDArray[np.int64], readers: int
+    source: _Source,
+    windows: Sequence[_Window],
+    spans: NDArray[np.int64],
+    readers: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches made ahead in threads, which end with this generator.
 
     spans: [S, 2] positions, in the windows' order of chips, of the batches to make; ascending.
+    share: which part of every batch is made, of how many: chips that follow one another in it.
     """
     reader = ThreadPoolExecutor(readers, "geolink-reader")
     packer = ThreadPoolExecutor(1, "geolink-packer")
-    made = _make_batches(source, windows, spans, reader)
+    made = _make_batches(source, windows, spans, reader, share)
     try:
         ahead = deque(packer.submit(next, made, None) for _ in range(_AHEAD))
         while (batch := ahead.popleft().result()) is not None:
@@ -298,6 +302,7 @@ def _make_batches(
     windows: Sequence[_Window],
     spans: NDArray[np.int64],
     reader: ThreadPoolExecutor,
+    share: tuple[int, int],
 ) -> Iterator[Batch]:
     if len(spans) == 0:
         return
@@ -306,17 +311,20 @@ def _make_batches(
     loaded = _load(source, windows[window:], reader)
     chips = next(loaded)
     for low, high in spans.tolist():
-        parts = []
+        parts: list[Arrays] = []
+        # What is made of the batch, counted from where the loop stands in it.
+        first, end = ((high - low) * n // share[1] for n in (share[0], share[0] + 1))
         while low < high:
             if low >= start[window + 1]:
                 del chips
                 chips, window = next(loaded), window + 1
                 continue
             last = min(high, int(start[window + 1]))
-            parts.append(
-                chips.take(windows[window].order[low - start[window] : last - start[window]])
-            )
-            low = last
+            mine = slice(max(first, 0), max(min(end, last - low), 0))
+            if mine.start < mine.stop:
+                order = windows[window].order[low - start[window] : last - start[window]]
+                parts.append(chips.take(order, mine))
+            first, end, low = first - (last - low), end - (last - low), last
         # A rank may have no part in a last batch of fewer chips than ranks.
         parts = parts or [chips.take(np.zeros(0, np.int64))]
         yield _batch(parts[0] if len(parts) == 1 else _join(parts))
@@ -345,9 +353,9 @@ class _Chips:
         self._per_chip = (*_CHIP, "weight", "gsd_m", *(set(LABELS.values()) & set(self._arrays)))
         self._kept = np.flatnonzero(self._arrays.pop("kept"))
 
-    def take(self, chips: NDArray[np.int64]) -> Arrays:
-        """Arrays of some chips, as a shard holds them; within them in stored order."""
-        rows = np.sort(self._kept[chips])
+    def take(self, chips: NDArray[np.int64], part: slice = slice(None)) -> Arrays:
+        """Arrays of some chips, as a shard holds them; in stored order, and of that a part."""
+        rows = np.sort(self._kept[chips])[part]
         a = self._arrays
 
         def pick(name: str, index: NDArray[np.int64]) -> NDArray[Any]:

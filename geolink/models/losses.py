@@ -31,6 +31,10 @@ class Pairs:
     """float64 [B, 3], unit vectors of the chips' centres."""
     tags: Tensor
     """int64 [B], signature of a chip's set of tags; 0: it has none."""
+    min_distance_m: float = 0.0
+    """Chips whose centres are closer are no negatives of one another; in metres on the sphere."""
+    same_tags: bool = False
+    """Chips of the same set of tags are no negatives of one another."""
 
 
 def reconstruction_loss(
@@ -59,8 +63,6 @@ def contrast_loss(
     weight: Tensor | None = None,
     *,
     pairs: Pairs | None = None,
-    min_distance_m: float = 0.0,
-    same_tags: bool = False,
 ) -> Tensor:
     """Symmetric InfoNCE between projections of chips' images and regions [B, d], in float32.
 
@@ -75,8 +77,8 @@ def contrast_loss(
         to_regions = image @ regions.t() / temperature
         to_images = to_regions if images is image else images @ region.t() / temperature
     out = ~(has_region[:, None] & some)
-    if pairs is not None and (min_distance_m > 0 or same_tags):
-        out = out | not_negative(pairs, min_distance_m, same_tags)
+    if pairs is not None:
+        out = out | not_negative(pairs)
     # A large negative number, not -inf: rows of chips without a region must stay finite.
     to_regions = to_regions.masked_fill(out, -1e9).log_softmax(1)
     to_images = to_images.masked_fill(out.t(), -1e9).log_softmax(0)
@@ -85,19 +87,18 @@ def contrast_loss(
     return weighted_mean(torch.where(has_region, loss, 0.0), counted)
 
 
-def not_negative(pairs: Pairs, min_distance_m: float, same_tags: bool) -> Tensor:
+def not_negative(pairs: Pairs) -> Tensor:
     """Which chips are no negatives of this rank's b chips: bool [b, chips of all ranks].
 
-    Those whose centres are closer than `min_distance_m`, in metres on the sphere, and with
-    `same_tags` those of the same set of tags; a chip itself is not among them.
+    A chip itself is not among them.
     """
     xyz, tags = gather(pairs.xyz), gather(pairs.tags)
     near = torch.zeros(len(pairs.xyz), len(xyz), dtype=torch.bool, device=xyz.device)
-    if min_distance_m > 0:
+    if pairs.min_distance_m > 0:
         # The chord, since a cosine near 1 tells small angles apart badly.
-        chord = 2 * math.sin(min(min_distance_m / EARTH_RADIUS_M, math.pi) / 2)
+        chord = 2 * math.sin(min(pairs.min_distance_m / EARTH_RADIUS_M, math.pi) / 2)
         near = torch.cdist(pairs.xyz, xyz, compute_mode="donot_use_mm_for_euclid_dist") < chord
-    if same_tags:
+    if pairs.same_tags:
         near = near | ((pairs.tags[:, None] == tags) & (tags != 0))
     itself = torch.arange(len(pairs.xyz), device=xyz.device) + rank() * len(pairs.xyz)
     return near & (itself[:, None] != torch.arange(len(xyz), device=xyz.device))

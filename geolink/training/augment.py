@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geolink.graph import GraphBatch
+from geolink.training.draws import WHOLE, Part
 from schemas.training import Augment
 
 
@@ -18,6 +19,7 @@ def augment(
     *,
     patches: int,
     generator: torch.Generator | None = None,
+    part: Part = WHOLE,
 ) -> tuple[Tensor, GraphBatch]:
     """Flip half of the chips left to right and change each band's brightness and contrast.
 
@@ -27,15 +29,16 @@ def augment(
         options: what is done.
         patches: patches along a side of a chip.
         generator: of what is drawn, on the images' device; default: the global one.
+        part: which part of a batch this is, whose draws it gets; default: all of it.
 
     Returns: images and graph, new ones; the inputs are left as they are. A flipped object's
         patches are the mirrored ones, each with its weight, in the order of the originals.
     """
     if options.flip:
-        draw = torch.rand(len(images), device=images.device, generator=generator)
+        draw = part.rand((len(images),), images.device, generator)
         images, graph = mirror(images, graph, draw < 0.5, patches)
     if options.jitter:
-        images = jitter(images, options.jitter, generator)
+        images = jitter(images, options.jitter, generator, part)
     return images, graph
 
 
@@ -56,12 +59,17 @@ def mirror(
     return images, replace(graph, anchor=anchor, patch=patch)
 
 
-def jitter(images: Tensor, amount: float, generator: torch.Generator | None = None) -> Tensor:
+def jitter(
+    images: Tensor,
+    amount: float,
+    generator: torch.Generator | None = None,
+    part: Part = WHOLE,
+) -> Tensor:
     """Scale each band of each chip by a draw from 1 ± amount (contrast), then add one from
     ± amount (brightness, in deviations of the band).
 
     Normalised float [B, bands, y, x] -> the same shape.
     """
-    draw = torch.rand((2, *images.shape[:2], 1, 1), device=images.device, generator=generator)
+    draw = part.rand((2, *images.shape[:2], 1, 1), images.device, generator, chips=1)
     contrast, brightness = (draw * 2 - 1) * amount
     return torch.addcmul(brightness, images, 1 + contrast)

@@ -30,7 +30,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = rate_factor(name, config.model.depth, config.layer_decay)
-            decays = parameter.squeeze().ndim > 1
+            decays = sum(length > 1 for length in parameter.shape) > 1
             groups.setdefault((factor, decays), []).append(parameter)
     return [
         {"params": p, "rate_factor": factor, "weight_decay": config.weight_decay if decays else 0.0}
