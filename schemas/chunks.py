@@ -7,7 +7,7 @@ files are read and decompressed, so that threads can read beside a trainer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import google_crc32c
@@ -19,20 +19,34 @@ from schemas.storage import Files
 
 _CHECKSUM = 4
 
+Rows = tuple[int, int] | None
+"""First and last + 1 along an array's first axis; none: all."""
+Empty = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
-def chunk_names(name: str, meta: Mapping[str, Any]) -> list[str]:
-    """Files of an array's chunks, in order; meta: its `zarr.json`."""
+
+def chunk_names(name: str, meta: Mapping[str, Any], rows: Rows = None) -> list[str]:
+    """Files of the chunks that hold rows of an array, in order; meta: its `zarr.json`."""
     shape, step = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"][0]
     if 0 in shape:
         return []
+    low, high = rows or (0, shape[0])
     rest = ["0"] * (len(shape) - 1)
-    return [f"{name}/{'.'.join(['c', str(n), *rest])}" for n in range(-(-shape[0] // step))]
+    return [
+        f"{name}/{'.'.join(['c', str(n), *rest])}" for n in range(low // step, -(-high // step))
+    ]
 
 
-def read_array(files: Files, name: str, meta: Mapping[str, Any] | None = None) -> NDArray[Any]:
+def read_array(
+    files: Files,
+    name: str,
+    meta: Mapping[str, Any] | None = None,
+    rows: Rows = None,
+    empty: Empty = np.empty,
+) -> NDArray[Any]:
     """Read a Zarr v3 array of a shard: chunks along the first axis, CRC-32C, Blosc or none.
 
-    meta: its `zarr.json`, where it is known already.
+    meta: its `zarr.json`, where it is known already. rows: the part that is read. empty: where the
+    memory comes from.
 
     Raises OSError (no such array or chunk), KeyError or ValueError (damaged, or stored otherwise).
     """
@@ -48,8 +62,11 @@ def read_array(files: Files, name: str, meta: Mapping[str, Any] | None = None) -
         or any(length > part for length, part in zip(shape[1:], chunk[1:], strict=True))
     ):
         raise ValueError("it is not stored as GeoLink stores arrays")
-    array = np.empty(shape, np.dtype(meta["data_type"]).newbyteorder("<"))
-    for n, key in enumerate(chunk_names(name, meta)):
+    low, high = rows or (0, shape[0])
+    before = low // chunk[0] * chunk[0]
+    length = min(-(-high // chunk[0]) * chunk[0], shape[0]) - before
+    array = empty((length, *shape[1:]), np.dtype(meta["data_type"]).newbyteorder("<"))
+    for n, key in enumerate(chunk_names(name, meta, (low, high))):
         part = array[n * chunk[0] : (n + 1) * chunk[0]]
         whole = part if part.shape == chunk else np.empty(chunk, array.dtype)
         (_read_compressed if compressed else _read_plain)(
@@ -57,7 +74,7 @@ def read_array(files: Files, name: str, meta: Mapping[str, Any] | None = None) -
         )
         if whole is not part:
             part[...] = whole[tuple(slice(length) for length in part.shape)]
-    return array
+    return array[low - before : high - before]
 
 
 def _read_plain(files: Files, key: str, out: NDArray[np.uint8]) -> None:

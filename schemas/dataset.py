@@ -6,8 +6,9 @@ Reading lives here because builders and readers share it; writing is the builder
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +21,9 @@ from schemas.parquet import read_parquet
 from schemas.sensor import Sensor
 from schemas.storage import Location, join, storage
 from schemas.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from schemas.chunks import Empty, Rows
 
 
 class DatasetInfo(BaseModel):
@@ -194,11 +198,17 @@ def read_snapshot(dataset: Location, number: int | None = None) -> Snapshot:
 
 
 def read_arrays(
-    dataset: Location, path: str, names: Iterable[str] | None = None
+    dataset: Location,
+    path: str,
+    names: Iterable[str] | None = None,
+    chips: "Rows" = None,
+    empty: "Empty" = np.empty,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Arrays of a dataset's shard (none: all of the layout), and the shard's attributes.
 
-    Every chunk's checksum is tested while it is read.
+    Every chunk's checksum is tested while it is read. chips: first and last + 1 of those whose
+    pixels and labels of pixels and patches are read (the arrays stored in chunks of chips; of all
+    others the whole comes). empty: where memory for these comes from.
 
     Raises GeoLinkError naming shard and array if one is missing or damaged, NetworkFault.
     """
@@ -209,14 +219,18 @@ def read_arrays(
     try:
         group = json.loads(storage(dataset).read(f"{path}/zarr.json"))
         attributes, metas = group["attributes"], group["consolidated_metadata"]["metadata"]
-        chunks = [key for name in names for key in chunk_names(f"{path}/{name}", metas[name])]
+        part = {name: chips for name in names if ARRAYS[name].chunk_chips is not None}
+        chunks = [
+            key for n in names for key in chunk_names(f"{path}/{n}", metas[n], part.get(n))
+        ]  # fmt: skip
         files = storage(dataset).ahead(chunks)
     except (OSError, ValueError, KeyError) as error:
         raise GeoLinkError(f"shard {shard} is missing or damaged: {_named(error)}") from error
     arrays = {}
     for name in names:
         try:
-            arrays[name] = read_array(files, f"{path}/{name}", metas[name])
+            own = empty if name in part else np.empty
+            arrays[name] = read_array(files, f"{path}/{name}", metas[name], part.get(name), own)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise GeoLinkError(
                 f"shard {shard}: array {name!r} is missing or damaged ({_named(error)}); "
