@@ -98,10 +98,25 @@ class ModelConfig(Config):
 class Augment(Config):
     """What is done to a batch on the device; image and graph get the same parameters."""
 
+    crop: Annotated[
+        tuple[float, float] | None,
+        Field(description="Least and largest share of a chip's area seen (paper: 0.4, 0.9); none: "
+              "all of it. A square of whole patches, scaled up to the chip's size."),
+    ] = None  # fmt: skip
+    rotate: Annotated[bool, Field(description="Quarter turns, drawn evenly.")] = False
     flip: Annotated[bool, Field(description="Horizontal flip of half the chips.")] = True
     jitter: Annotated[
         float, Field(ge=0, lt=1, description="Relative change of brightness and contrast.")
     ] = 0.1
+
+    @model_validator(mode="after")
+    def _is_an_area(self) -> Self:
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(
+                f"crop is {list(self.crop)}: give a least and a largest share of the area, in "
+                "rising order, above 0 and at most 1, such as [0.4, 0.9]"
+            )
+        return self
 
 
 class Quality(Config):

@@ -136,7 +136,8 @@ def prepare(batch: Batch, t: Training) -> tuple[Tensor, GraphBatch]:
     image = batch.image.to(t.fabric.device, non_blocking=True)
     graph = batch.graph.to(t.fabric.device, non_blocking=True)
     images = normalise(image, *t.band_scale, t.meta.nodata)
-    return augment(images, graph, t.config.augment, patches=t.patches)
+    images, graph, _ = augment(images, graph, t.config.augment, patches=t.patches)
+    return images, graph
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -5,7 +5,8 @@ import torch
 
 from geolink.device import normalise
 from geolink.graph import GraphBatch, pack
-from geolink.training.augment import augment, jitter, mirror
+from geolink.training.augment import augment, jitter
+from geolink.training.placement import Placement, place_graph, place_images
 from schemas.training import Augment
 
 SIZE, PATCH = 64, 8
@@ -36,6 +37,13 @@ def marked_chips(chips: int = 6) -> tuple[torch.Tensor, GraphBatch]:
     return image, graph
 
 
+def mirror(
+    image: torch.Tensor, graph: GraphBatch, chosen: torch.Tensor
+) -> tuple[torch.Tensor, GraphBatch]:
+    placement = Placement(PATCHES, mirrored_x=chosen)
+    return place_images(image, placement), place_graph(graph, placement)
+
+
 def drawn(graph: GraphBatch) -> torch.Tensor:
     """The image that the anchors say there is."""
     image = torch.zeros(graph.chips, 3, SIZE, SIZE)
@@ -48,7 +56,7 @@ def test_flipped_anchors_lie_on_the_flipped_pixels() -> None:
     image, graph = marked_chips()
     assert torch.equal(drawn(graph), image)
     chosen = torch.tensor([True, False, True, False, False, True])
-    flipped, moved = mirror(image, graph, chosen, PATCHES)
+    flipped, moved = mirror(image, graph, chosen)
     assert torch.equal(drawn(moved), flipped)
     assert torch.equal(flipped[chosen], image[chosen].flip(-1))
     assert torch.equal(flipped[~chosen], image[~chosen])
@@ -57,7 +65,7 @@ def test_flipped_anchors_lie_on_the_flipped_pixels() -> None:
 def test_flipped_objects_meet_the_patches_that_hold_their_pixels() -> None:
     image, graph = marked_chips()
     chosen = torch.tensor([True, True, False, True, False, False])
-    flipped, moved = mirror(image, graph, chosen, PATCHES)
+    flipped, moved = mirror(image, graph, chosen)
     chip = torch.repeat_interleave(moved.chip, moved.patch_offset.diff())
     bright = flipped.amax(1).unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).amax((-1, -2))
     expected = {tuple(i) for i in bright.flatten(1).nonzero().tolist()}
@@ -69,7 +77,7 @@ def test_flipping_twice_changes_nothing_and_the_input_is_left_alone() -> None:
     image, graph = marked_chips()
     before = image.clone(), graph.anchor.clone(), graph.patch.clone()
     every = torch.ones(len(image), dtype=torch.bool)
-    twice, back = mirror(*mirror(image, graph, every, PATCHES), every, PATCHES)
+    twice, back = mirror(*mirror(image, graph, every), every)
     assert torch.equal(twice, image)
     assert torch.allclose(back.anchor, graph.anchor, atol=1e-6)
     assert torch.equal(back.patch, graph.patch)
@@ -84,7 +92,7 @@ def test_about_half_of_the_chips_are_flipped_by_the_seed_alone() -> None:
 
     def flipped(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        out, moved = augment(image, graph, options, patches=PATCHES, generator=generator)
+        out, moved, _ = augment(image, graph, options, patches=PATCHES, generator=generator)
         assert torch.equal(drawn(moved), out)
         return (out != image).flatten(1).any(1)
 
