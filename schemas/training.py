@@ -127,8 +127,12 @@ class Quality(Config):
     ] = ()
     weights: Annotated[
         dict[str, Annotated[float, Field(ge=0)]],
-        Field(description="Weight in the loss of chips with a finding; several are multiplied."),
+        Field(description="Weight of chips with a finding; several are multiplied."),
     ] = Field(default_factory=dict)
+    by: Annotated[
+        Literal["loss", "sampling"],
+        Field(description="Whether weights multiply the loss, or say how often chips are seen."),
+    ] = "loss"
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from geolink import stream
 from geolink.graph import pack
 from geolink.reader import Arrays, Dataset, open_dataset, read_shard
-from geolink.stream import Batch, ShardStream, read_chips
+from geolink.stream import Batch, ShardStream, read_chips, source
+from schemas.dataset import read_arrays
 from schemas.errors import GeoLinkError
 from schemas.findings import CHIP_FLAGS
 from schemas.training import Quality
@@ -46,9 +46,12 @@ def keys(batch: Batch) -> list[Key]:
     return [(a, b) for a, b in batch.chip_id.tolist()]
 
 
-def epoch(source: ShardStream) -> list[list[Key]]:
-    """Which chips every batch of an epoch holds, in no order within a batch."""
-    return [sorted(keys(batch)) for batch in source]
+def epoch(source: Iterable[Batch]) -> list[list[Key]]:
+    """Which chips every batch of an epoch holds, in no order within a batch, without padding."""
+    return [
+        sorted(k for k, w in zip(keys(batch), batch.weight.tolist(), strict=True) if w)
+        for batch in source
+    ]
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
@@ -150,6 +153,7 @@ def test_an_epoch_holds_every_chip_once(dataset: Dataset) -> None:
     assert len(found) == len(set(found)) == 42
     assert set(found) == every
     assert [len(b) for b in batches] == [5] * 8 + [2]
+    assert [len(b) for b in source] == [5] * 9
     dropped = make_stream(dataset, batch_size=5)
     assert (len(source), len(dropped)) == (9, 8)
     assert epoch(dropped) == batches[:8]
@@ -235,7 +239,7 @@ def test_chips_of_too_few_valid_pixels_are_left_out(dataset: Dataset) -> None:
         make_stream(dataset, split=None, min_valid=0.75, drop_last=False),
         read_chips(dataset, None, batch_size=4, min_valid=0.75),
     ):
-        found = [key for batch in batches for key in keys(batch)]
+        found = [key for part in epoch(batches) for key in part]
         assert sorted(found) == sorted(key for key, v in valid.items() if v >= 0.75)
         assert 0 < len(found) < len(valid)
 
@@ -247,7 +251,7 @@ def test_chips_with_findings_are_left_out_or_weighed(dataset: Dataset) -> None:
     bit = {code: 1 << n for n, code in enumerate(CHIP_FLAGS)}
     drop = bit["chip_shifted"] | bit["chip_cloudy"]
     source = make_stream(dataset, split=None, quality=quality, drop_last=False)
-    weight = {k: w for b in source for k, w in zip(keys(b), b.weight.tolist(), strict=True)}
+    weight = {k: w for b in source for k, w in zip(keys(b), b.weight.tolist(), strict=True) if w}
     assert weight.keys() == {key for key, bits in finding.items() if not bits & drop}
     assert 0 < len(weight) == source.chips < len(finding)
     for key, found in weight.items():
@@ -262,9 +266,9 @@ def test_findings_are_filtered_without_reading_shards(
     def refuse(*args: object) -> None:
         raise AssertionError("a shard was read")
 
-    monkeypatch.setattr(stream, "read_shard", refuse)
-    source = make_stream(dataset, quality=Quality(drop=("chip_shifted",)))
-    assert 0 < source.chips < sum(r.chips for r in dataset.split_rows("train"))
+    monkeypatch.setattr(source, "read_arrays", refuse)
+    filtered = make_stream(dataset, quality=Quality(drop=("chip_shifted",)))
+    assert 0 < filtered.chips < sum(r.chips for r in dataset.split_rows("train"))
 
 
 def test_a_stream_without_some_chips_goes_on_where_it_stood(dataset: Dataset) -> None:
@@ -307,11 +311,11 @@ def test_memory_is_bounded_by_a_few_windows(
 ) -> None:
     read = []
 
-    def counted(*arguments: Any) -> Arrays:
+    def counted(*arguments: Any) -> Any:
         read.append(arguments)
-        return read_shard(*arguments)
+        return read_arrays(*arguments)
 
-    monkeypatch.setattr(stream, "read_shard", counted)
+    monkeypatch.setattr(source, "read_arrays", counted)
     batches = iter(make_stream(dataset, window_shards=1, readers=3))
     next(batches)
     time.sleep(0.5)
