@@ -74,13 +74,15 @@ class OsmLayer(nn.Module):
             triple = (from_kind * 3 + to_kind) * len(Relation) + graph.relation
             logit = logit + self.relation_bias.flatten().index_select(0, triple)
         logit = F.leaky_relu(logit, 0.2)
-        attention = segment_softmax(logit, target * 3 + from_kind, 3 * graph.nodes)
+        kept = None if graph.alive is None else graph.alive[source]
+        attention = segment_softmax(logit, target * 3 + from_kind, 3 * graph.nodes, kept)
         message = message.view(-1, self.out_dim)
         offset = run_offsets(target, graph.nodes)
         summed = weighted_rows(message, source * 3 + to_kind, offset, attention)
         if self.present_kinds:
-            present = summed.new_zeros(3 * graph.nodes).index_fill(0, target * 3 + from_kind, 1.0)
-            present = present.view(-1, 3)
+            there = torch.ones_like(logit) if kept is None else kept.to(logit.dtype)
+            present = summed.new_zeros(3 * graph.nodes)
+            present = present.scatter_reduce(0, target * 3 + from_kind, there, "amax").view(-1, 3)
             biases = [present[graph.kind_slice(k)] @ bias[:, k] for k in range(3)]
             summed = summed + torch.cat(biases).float()
             return (summed / present.sum(1, keepdim=True).clamp(min=1)).relu()
@@ -149,11 +151,11 @@ class GraphLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, dim] -> [n, dim], n may be 0."""
-        centred = x - mean_over_ranks(x)
+    def forward(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        """[n, dim] -> [n, dim], n may be 0; only living rows (bool [n]) count."""
+        centred = x - mean_over_ranks(x, alive)
         # The tiny number keeps the gradient finite where all are equal.
-        deviation = (mean_over_ranks(centred.square()) + 1e-20).sqrt()
+        deviation = (mean_over_ranks(centred.square(), alive) + 1e-20).sqrt()
         return centred / (deviation + self.eps) * self.weight + self.bias
 
 
@@ -171,7 +173,7 @@ def set2set(
     """Read all nodes of each (kind, chip) out: float [M, C] -> [3, B, 2C], and bool [3, B]: any?
 
     The three kinds' LSTMs run as one batched product; a (kind, chip) is one run of the packed
-    nodes. Where it has no node the attention part is zero.
+    nodes. Where it has no node the attention part is zero. Dead nodes are not read.
     """
     chips, dim = graph.chips, nodes.shape[1]
     lstms = [dict(readouts[k].named_parameters()) for k in KINDS]
@@ -193,7 +195,10 @@ def set2set(
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         hidden = o.sigmoid() * cell.tanh()
         query = F.embedding(run, hidden.flatten(0, 1))
-        attention = segment_softmax((nodes * query).sum(-1), run, 3 * chips)
+        attention = segment_softmax((nodes * query).sum(-1), run, 3 * chips, graph.alive)
         read = weighted_rows(nodes, every, offset, attention).view(3, chips, dim)
         star = torch.cat([hidden, read], -1)
-    return star, (offset.diff() > 0).view(3, chips)
+    if graph.alive is None:
+        return star, (offset.diff() > 0).view(3, chips)
+    living = star.new_zeros(3 * chips).index_add(0, run, graph.alive.to(star.dtype))
+    return star, (living > 0).view(3, chips)

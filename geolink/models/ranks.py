@@ -60,11 +60,19 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean of all elements of all ranks' tensors, which need not be of one size."""
-    if world_size() == 1:
+def mean_over_ranks(values: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Mean of all elements of all ranks' tensors [n, C], whose n may differ; of the rows that are
+    kept (bool [n]), if that is said.
+    """
+    if kept is not None:
+        values = values * kept[:, None]
+        count = kept.sum(dtype=values.dtype) * values.shape[1]
+    elif world_size() == 1:
         return values.mean()
-    count = values.new_full((), values.numel())
+    else:
+        count = values.new_full((), values.numel())
+    if world_size() == 1:
+        return values.sum() / count.clamp(min=1)
     total, count = sum_over_ranks(torch.stack([values.sum(), count])).unbind()
     return total / count.clamp(min=1)
 
