@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geolink.graph import GraphBatch
+from geolink.training.draws import WHOLE, Part
 from schemas.layout import Kind
 from schemas.training import Augment
 
@@ -60,6 +61,7 @@ def draw_placement(
     patches: int,
     device: torch.device,
     generator: torch.Generator | None = None,
+    part: Part = WHOLE,
 ) -> Placement:
     """Draw a window, a turn and a mirroring for each of B chips.
 
@@ -68,7 +70,7 @@ def draw_placement(
     """
 
     def coins() -> Tensor:
-        return torch.rand(chips, device=device, generator=generator) < 0.5
+        return part.rand((chips,), device, generator) < 0.5
 
     mirrored_x = coins() if options.flip else None
     swapped = mirrored_y = None
@@ -80,7 +82,7 @@ def draw_placement(
     if options.crop is not None:
         low, high = options.crop
         smallest = max(round(low**0.5 * patches), 1)
-        draw = torch.rand((3, chips), device=device, generator=generator)
+        draw = part.rand((3, chips), device, generator, chips=1)
         side = (low + (high - low) * draw[0]).sqrt() * patches
         side = side.round().long().clamp(smallest, patches)
         left, top = torch.minimum((draw[1:] * (patches + 1 - side)).long(), patches - side)
