@@ -3,6 +3,7 @@
     <run>/step-000123/
         model.safetensors       parameters by name, float32
         optimizer.safetensors   `<what>/<parameter>`, e.g. `exp_avg/cls_token`
+        ema.safetensors         averaged parameters by name, if the run averages them
         config.json             `CheckpointMeta`: what the model is and what it learnt from
         trainer.json            where the run stands, to go on exactly from there
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,13 +30,11 @@ from geolink.models.build import PretrainModel, make_model
 from schemas.errors import GeoLinkError
 from schemas.licences import Licence
 from schemas.storage_local import flush
-from schemas.training import TrainConfig
+from schemas.training import Keep, TrainConfig
 
-MODEL, OPTIMIZER, META, TRAINER = (
-    "model.safetensors", "optimizer.safetensors", "config.json", "trainer.json",
+MODEL, OPTIMIZER, EMA, META, TRAINER = (
+    "model.safetensors", "optimizer.safetensors", "ema.safetensors", "config.json", "trainer.json",
 )  # fmt: skip
-KEPT = 2
-"""Checkpoints of a run that are kept; the last one is the final one."""
 
 
 class CheckpointMeta(BaseModel):
@@ -54,9 +53,16 @@ class CheckpointMeta(BaseModel):
         tuple[Licence, ...], Field(description="Terms of what it learnt from.")
     ] = ()
     bands: Annotated[tuple[str, ...], Field(description="Names of the bands.")]
+    classes: Annotated[
+        tuple[str, ...] | None, Field(description="Names of the classes of the dataset's taxonomy.")
+    ] = None
     nodata: Annotated[int, Field(description="Stored value of pixels without data.")]
     mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
     std: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
+    validation: Annotated[
+        float | None,
+        Field(description="Balanced accuracy of kNN on the validation split, if evaluated."),
+    ] = None
     config: TrainConfig
 
     def band_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -86,23 +92,30 @@ def code_version() -> tuple[str, str | None]:
 
 def save_checkpoint(
     run: Path,
-    model: nn.Module,
-    optimizer: Mapping[str, Tensor],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     meta: CheckpointMeta,
     trainer: Mapping[str, Any],
+    keep: Keep = Keep(),  # noqa: B008 - frozen
 ) -> Path:
-    """Write `<run>/step-<step>` and remove all but the last `KEPT` checkpoints.
+    """Write `<run>/step-<step>` and remove the checkpoints that `keep` does not ask for.
 
     It is written under another name, brought to disk and renamed, so that a checkpoint that has
     its name is complete. Raises GeoLinkError if it cannot be written (disk full, read-only).
+
+    Args:
+        run: the run's folder.
+        tensors: by name of the file (`MODEL`, `OPTIMIZER`, ...), its tensors, on the CPU.
+        meta: `config.json`.
+        trainer: `trainer.json`.
+        keep: which checkpoints of the run stay.
     """
     target = run / f"step-{meta.step:06d}"
     partial = run / f".{target.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_tensors(_unique(model)), partial / MODEL)
-        save_file(_tensors(optimizer), partial / OPTIMIZER)
+        for name, named in tensors.items():
+            save_file(dict(named), partial / name)
         (partial / META).write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
@@ -114,21 +127,62 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise GeoLinkError(f"cannot write checkpoint {target}: {error}") from error
-    for old in checkpoints(run)[:-KEPT]:
+    found = checkpoints(run)
+    for old in set(found) - kept(found, keep):
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers as `MODEL` holds them: each under one name."""
+    return {name: tensor.detach() for name, tensor in _unique(model).items()}
+
+
+def host_copy(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the memory of the CPU, which later steps do not change."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()
+    }
+
+
+def kept(found: Sequence[Path], keep: Keep) -> set[Path]:
+    """Those of a run's checkpoints, by rising step, that `keep` asks for."""
+    chosen = set(found[-keep.last :])
+    if keep.every is not None:
+        chosen |= {path for path in found if step_of(path) % keep.every == 0}
+    return chosen | set(best_checkpoints(found)[: keep.best])
+
+
+def best_checkpoints(found: Sequence[Path]) -> list[Path]:
+    """Checkpoints that were evaluated, the best first; of equals the earlier."""
+    figures = [(figure, path) for path in found if (figure := _validation(path)) is not None]
+    return [path for _, path in sorted(figures, key=lambda f: (-f[0], step_of(f[1])))]
+
+
+def _validation(folder: Path) -> float | None:
+    """A checkpoint's validation figure; none for one that is damaged, too."""
+    try:
+        return read_meta(folder).validation
+    except GeoLinkError:
+        return None
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoints of a run folder by rising step."""
     found = (p for p in run.glob("step-*") if p.name[5:].isdigit() and p.is_dir())
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps done of a checkpoint folder, by its name."""
+    return int(checkpoint.name[5:])
 
 
 def load_model(path: Path) -> tuple[PretrainModel, CheckpointMeta]:
     """The model of a checkpoint folder, or of the last checkpoint of a run folder, on the CPU.
 
-    It is in evaluation mode and has no tag table (`set_tag_table`).
+    It is in evaluation mode and has no tag table (`set_tag_table`). Its weights are the averaged
+    ones if the run averages them.
     Raises GeoLinkError: nothing there, a file missing, truncated or not of its format, parameters
     that are not the model's.
     """
@@ -136,6 +190,7 @@ def load_model(path: Path) -> tuple[PretrainModel, CheckpointMeta]:
     meta = read_meta(folder)
     model = make_model(meta.config.model)
     load_weights(folder, model)
+    model.load_state_dict(load_average(folder), strict=False)
     return model.eval(), meta
 
 
@@ -165,6 +220,14 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 def load_optimizer(folder: Path) -> dict[str, Tensor]:
     """A checkpoint's optimizer state. Raises GeoLinkError if it cannot be read."""
     return _read_tensors(folder / OPTIMIZER)
+
+
+def load_average(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's averaged parameters; empty if its run averages none.
+
+    Raises GeoLinkError if they cannot be read.
+    """
+    return _read_tensors(folder / EMA) if (folder / EMA).exists() else {}
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:
@@ -235,10 +298,6 @@ def _unique(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             unique[name] = tensor
     return unique
-
-
-def _tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

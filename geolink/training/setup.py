@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from geolink.checkpoint import (
+    EMA,
+    MODEL,
+    OPTIMIZER,
     CheckpointMeta,
     checkpoints,
     code_version,
+    load_average,
     load_optimizer,
     load_weights,
+    model_tensors,
     read_meta,
     read_trainer,
-    save_checkpoint,
 )
-from geolink.device import pick_device
+from geolink.device import normalise
 from geolink.models.build import PretrainModel, make_model
 from geolink.reader import Dataset, band_statistics, open_dataset, tag_table
-from geolink.stream import ShardStream
+from geolink.stream import ShardStream, read_chips
+from geolink.training.average import begin_average
+from geolink.training.distributed import Ranks, placed, whole, wrap
+from geolink.training.flops import Speed, peak_flops, step_flops
+from geolink.training.lock import locked
+from geolink.training.log import Log, NoLog
 from geolink.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from geolink.training.run import begin_run, open_run, remove_partial
+from geolink.training.start import start_from
+from geolink.training.writer import CheckpointWriter
 from schemas.errors import GeoLinkError
 from schemas.training import TrainConfig
 
@@ -36,18 +51,28 @@ class Training:
     """What a run is made of, and where it stands."""
 
     config: TrainConfig
-    fabric: Fabric
+    ranks: Ranks
+    """This process among those of the run."""
     stream: ShardStream
     model: PretrainModel
+    forward: nn.Module
+    """The model as a step calls it (`geolink.training.distributed.wrap`)."""
     optimizer: Optimizer
+    average: dict[str, Tensor] | None
+    """Averaged weights by name, if the run averages them."""
     meta: CheckpointMeta
     band_scale: tuple[Tensor, Tensor]
     """Mean and deviation of the bands, on the device: made here, since making them in a step
     would make it wait for the device."""
+    wavelength_um: Tensor | None
+    """float32 [bands], on the device; none: not stated."""
     patches: int
     """Patches along a side of the dataset's chips."""
     steps: int
     """Steps of the whole run."""
+    writer: CheckpointWriter
+    stream_state: Mapping[str, Any]
+    """Where the stream stood after the batch of the last step: it may be ahead of it."""
     step: int = 0
     """Steps done."""
     rows: list[list[float]] = field(default_factory=list)
@@ -57,77 +82,176 @@ class Training:
     notes: list[str] = field(default_factory=list)
     """What happened on the way, for people."""
 
+    @property
+    def fabric(self) -> Fabric:
+        """Device and precision."""
+        return self.ranks.fabric
 
-def set_up(config: TrainConfig) -> Training:
-    """Everything ready for the next step, in the run's folder; a stopped run as it stood.
+
+def set_up(config: TrainConfig, ranks: Ranks, began_with: int | None) -> Training:
+    """Everything ready for the next step; a stopped run as it stood.
+
+    Args:
+        config: what to do.
+        ranks: this process among those of the run.
+        began_with: the snapshot that the run began with, None if it is new (`hold_run`).
 
     Raises GeoLinkError as `geolink.training.loop.pretrain`.
     """
-    device = pick_device(config.accelerator)
-    began_with = open_run(config)
-    dataset = open_dataset(config.dataset, began_with or config.snapshot)
-    table = tag_table(dataset).astype(np.float32)
-    stream = ShardStream(
-        dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
-        window_shards=config.window_shards, readers=config.readers, quality=config.quality,
+    notes: list[str] = []
+    with ranks.all_or_none():
+        dataset = open_dataset(config.dataset, began_with or config.snapshot)
+        table = tag_table(dataset).astype(np.float32)
+        stream = ShardStream(
+            dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
+            window_shards=config.window_shards, readers=config.readers, quality=config.quality,
+            rank=ranks.number, world_size=ranks.size,
+        )  # fmt: skip
+        check_fits(config, dataset, table.shape[1], stream.chips)
+        torch.manual_seed(config.seed)
+        model = make_model(config.model, torch.from_numpy(table))
+        if config.start is not None and began_with is None:
+            notes.append(start_from(config.start, model, dataset))
+        kept = last_kept(config.run, model, notes)
+    device = ranks.fabric.device
+    model.to(device).train()
+    if config.checkpoint_activations:
+        model.checkpoint_activations()
+    if config.compile:
+        model.compile()
+    forward = wrap(ranks, config, model)
+    optimizer = ranks.fabric.setup_optimizers(make_optimizer(model, config))
+    meta = describe(config, dataset, config.epochs * len(stream))
+    t = Training(
+        config, ranks, stream, model, forward, optimizer,
+        None if config.ema is None else begin_average(model),
+        meta, meta.band_scale(device), wavelengths_um(dataset, device),
+        dataset.info.grid.patches, config.epochs * len(stream),
+        CheckpointWriter(config.run, config.keep), stream.state_dict(), notes=notes,
     )  # fmt: skip
-    check_fits(config, dataset, table.shape[1], stream.chips, device)
-    steps = config.epochs * len(stream)
-    fabric = Fabric(accelerator=device.type, devices=1, precision=config.precision)
-    torch.manual_seed(config.seed)
-    model = fabric.to_device(make_model(config.model, torch.from_numpy(table))).train()
-    optimizer = fabric.setup_optimizers(make_optimizer(model, config))
-    meta = describe(config, dataset, steps)
-    patches = dataset.info.grid.patches
-    training = Training(
-        config, fabric, stream, model, optimizer, meta, meta.band_scale(device), patches, steps
-    )
-    if began_with is None:
+    if ranks.first and began_with is None:
         begin_run(config, dataset.snapshot)
-    remove_partial(config.run)
-    resume(training)
-    return training
+    if kept is not None:
+        put_back(t, kept)
+    return t
 
 
-def resume(t: Training) -> None:
-    """Put the last checkpoint back that is whole, if there is any; say so in the notes.
+@contextmanager
+def hold_run(config: TrainConfig, ranks: Ranks) -> Iterator[int | None]:
+    """The run's folder for this run alone; the snapshot that it began with, None if it is new.
 
-    Raises GeoLinkError if there are checkpoints but none is whole.
+    Raises GeoLinkError: it cannot be made or is of something else (`open_run`); another process
+    is at work in it.
     """
-    run = t.config.run
+    with ExitStack() as stack:
+        began_with = None
+        with ranks.all_or_none():
+            if ranks.first:
+                open_run(config)
+                stack.enter_context(locked(config.run))
+                # Once more: the other process may have begun the run just now, and be done.
+                began_with = open_run(config)
+                remove_partial(config.run)
+        yield ranks.tell(began_with)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A checkpoint whose weights are in the model, and what else goes on from it."""
+
+    folder: Path
+    step: int
+    trainer: dict[str, Any]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+
+
+def last_kept(run: Path, model: PretrainModel, notes: list[str]) -> Kept | None:
+    """Put the last checkpoint back into the model that is whole, if there is any.
+
+    Checkpoints that are left out are told in the notes. Raises GeoLinkError if there are
+    checkpoints but none is whole.
+    """
+    broken = []
     for folder in reversed(checkpoints(run)):
         try:
             meta, trainer = read_meta(folder), read_trainer(folder)
-            load_weights(folder, t.model)
-            load_optimizer_tensors(t.model, t.optimizer, load_optimizer(folder))
+            optimizer, average = load_optimizer(folder), load_average(folder)
+            load_weights(folder, model)
         except GeoLinkError as error:
-            t.notes.append(f"checkpoint {folder} cannot be used and is left out: {error}")
+            broken.append(f"checkpoint {folder} cannot be used and is left out: {error}")
             continue
-        t.stream.load_state_dict(trainer["stream"])
-        t.fabric.strategy.precision.load_state_dict(trainer["scaler"])
-        t.step, t.rows, t.loss = meta.step, trainer["rows"], trainer["loss"] or math.nan
-        if t.step < t.steps:
-            t.notes.append(f"going on after step {t.step} of {t.steps} from {folder}")
-        return
-    if t.notes:
+        notes += broken
+        if meta.step < meta.steps:
+            notes.append(f"going on after step {meta.step} of {meta.steps} from {folder}")
+        return Kept(folder, meta.step, trainer, optimizer, average)
+    if broken:
         raise GeoLinkError(
             f"no checkpoint of {run} is whole; remove its step-... folders to begin anew. "
-            + "; ".join(t.notes)
+            + "; ".join(broken)
         )
+    return None
+
+
+def put_back(t: Training, kept: Kept) -> None:
+    """All but the weights, as a checkpoint has it."""
+    load_optimizer_tensors(t.model, t.optimizer, kept.optimizer)
+    for name, value in kept.average.items():
+        if t.average is not None:
+            t.average[name] = placed(value, t.average[name])
+    t.stream.load_state_dict(kept.trainer["stream"])
+    t.stream_state = kept.trainer["stream"]
+    t.fabric.strategy.precision.load_state_dict(kept.trainer["scaler"])
+    t.step, t.rows = kept.step, kept.trainer["rows"]
+    t.loss = kept.trainer["loss"] or math.nan
 
 
 def save(t: Training) -> None:
-    """Write a checkpoint. Raises GeoLinkError if it cannot be written."""
+    """Begin to write a checkpoint. Raises GeoLinkError if the last one could not be written."""
     trainer = {
-        "stream": t.stream.state_dict(),
-        "rows": t.rows,
+        "stream": t.stream_state,
+        "rows": [list(row) for row in t.rows],
         "loss": None if math.isnan(t.loss) else t.loss,
         "scaler": t.fabric.strategy.precision.state_dict(),
     }
-    save_checkpoint(
-        t.config.run, t.model, optimizer_tensors(t.model, t.optimizer),
-        t.meta.model_copy(update={"step": t.step}), trainer,
-    )  # fmt: skip
+    tensors = {
+        MODEL: whole(model_tensors(t.model)),
+        OPTIMIZER: whole(optimizer_tensors(t.model, t.optimizer)),
+    }
+    if t.average is not None:
+        tensors[EMA] = whole(t.average)
+    if t.ranks.first:
+        t.writer.write(tensors, t.meta.model_copy(update={"step": t.step}), trainer)
+
+
+def open_log(t: Training) -> Log | NoLog:
+    """The log of the run, from where it stands; the first rank writes it."""
+    counted = speed(t)
+    if not t.ranks.first:
+        return NoLog()
+    return Log(t.config, t.model.losses, step=t.step, rows=t.rows, speed=counted)
+
+
+def wavelengths_um(dataset: Dataset, device: torch.device) -> Tensor | None:
+    """Centre wavelength of each band: float32 [bands]; none if any is not stated."""
+    found = [band.wavelength_nm for band in dataset.info.sensor.bands]
+    if any(value is None for value in found):
+        return None
+    return torch.tensor(found, dtype=torch.float32, device=device) / 1000
+
+
+def speed(t: Training) -> Speed | None:
+    """What a step computes, counted on some chips of the split; none where the device's peak is
+    not known."""
+    peak = peak_flops(t.fabric.device, t.config.precision)
+    if peak is None:
+        return None
+    dataset = open_dataset(t.config.dataset, t.meta.snapshot)
+    batch = next(read_chips(dataset, t.config.split, batch_size=16))
+    images = normalise(batch.image.to(t.fabric.device), *t.band_scale, t.meta.nodata)
+    with t.fabric.autocast():
+        flops = step_flops(t.model, images, batch.graph.to(t.fabric.device))
+    return Speed(flops / len(batch), peak * t.fabric.world_size)
 
 
 def describe(config: TrainConfig, dataset: Dataset, steps: int) -> CheckpointMeta:
@@ -139,15 +263,14 @@ def describe(config: TrainConfig, dataset: Dataset, steps: int) -> CheckpointMet
         snapshot=dataset.snapshot, tag_encoder=dataset.tag_encoder,
         licences=dataset.info.licences,
         bands=tuple(band.name for band in dataset.info.sensor.bands),
-        nodata=dataset.info.sensor.nodata, mean=tuple(mean.tolist()), std=tuple(std.tolist()),
+        classes=dataset.info.taxonomy.names, nodata=dataset.info.sensor.nodata,
+        mean=tuple(mean.tolist()), std=tuple(std.tolist()),
         config=config,
     )  # fmt: skip
 
 
-def check_fits(
-    config: TrainConfig, dataset: Dataset, tag_dim: int, chips: int, device: torch.device
-) -> None:
-    """Raises GeoLinkError if model, batch, dataset and device do not fit one another."""
+def check_fits(config: TrainConfig, dataset: Dataset, tag_dim: int, chips: int) -> None:
+    """Raises GeoLinkError if model, batch and dataset do not fit one another."""
     info = dataset.info
     sizes = {
         "image_size": info.grid.size, "bands": len(info.sensor.bands), "tag_dim": tag_dim,
@@ -166,5 +289,5 @@ def check_fits(
             + (" without the findings that quality drops" if config.quality.drop else "")
             + ": use a smaller batch_size"
         )
-    if config.precision == "16-mixed" and device.type != "cuda":
-        raise GeoLinkError("precision 16-mixed needs a CUDA GPU: use 32-true or bf16-mixed")
+    if config.negatives.min_distance_m and config.accelerator == "mps":
+        raise GeoLinkError("negatives.min_distance_m needs float64, which accelerator mps lacks")

@@ -12,7 +12,15 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from geolink.checkpoint import CheckpointMeta, load_model, save_checkpoint
+from geolink.checkpoint import (
+    MODEL,
+    OPTIMIZER,
+    CheckpointMeta,
+    host_copy,
+    load_model,
+    model_tensors,
+    save_checkpoint,
+)
 from geolink.device import normalise
 from geolink.models import GeoLink
 from geolink.reader import band_statistics, open_dataset, read_shard
@@ -152,7 +160,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
             mean=tuple(mean.tolist()), std=tuple(std.tolist()),
             config=TrainConfig(dataset=folder, run=root, model=TINY, seed=seed),
         )  # fmt: skip
-        found.append(save_checkpoint(root / f"run-{seed}", GeoLink(TINY), {}, meta, {}))
+        tensors = {MODEL: host_copy(model_tensors(GeoLink(TINY))), OPTIMIZER: {}}
+        found.append(save_checkpoint(root / f"run-{seed}", tensors, meta, {}))
     return folder, found
 
 
