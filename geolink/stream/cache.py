@@ -29,7 +29,7 @@ def cache_folder(cache: Path, dataset: Location) -> Path | None:
     """Where shards of a dataset are kept; None for one that is local already."""
     if isinstance(dataset, Path) or "://" not in dataset:
         return None
-    return cache / xxhash.xxh3_64_hexdigest(dataset.rstrip("/"))
+    return cache / xxhash.xxh3_64_hexdigest(dataset.rstrip("/").encode())
 
 
 def read_cached(

@@ -7,7 +7,7 @@ request.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,7 +52,7 @@ class _Part(NamedTuple):
     padding: bool
 
 
-def batches(source: Source, plan: Plan) -> Iterator[Batch]:
+def batches(source: Source, plan: Plan) -> Generator[Batch]:
     """Batches made ahead in threads, which end with this generator."""
     reader = ThreadPoolExecutor(plan.readers, "geolink-reader")
     planner = ThreadPoolExecutor(1, "geolink-planner")

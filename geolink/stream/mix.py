@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -125,7 +125,7 @@ def mixed_vocabulary(
     return table, rows
 
 
-def _endless(stream: ShardStream) -> Iterator[Batch]:
+def _endless(stream: ShardStream) -> Generator[Batch]:
     while True:
         yield from stream
         stream.set_epoch(stream.epoch + 1)

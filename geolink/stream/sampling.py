@@ -74,4 +74,5 @@ def repeat_factor(presence: NDArray[np.bool_], balance: float) -> NDArray[np.flo
         return np.ones(0)
     f = np.maximum(presence.mean(axis=0), 1 / len(presence))
     factor = np.sqrt(np.maximum(balance / f, 1.0))
-    return np.where(presence, factor, 1.0).max(axis=1, initial=1.0)
+    most: NDArray[np.float64] = np.where(presence, factor, 1.0).max(axis=1, initial=1.0)
+    return most

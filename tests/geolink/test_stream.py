@@ -17,7 +17,8 @@ import torch
 
 from geolink.graph import pack
 from geolink.reader import Arrays, Dataset, open_dataset, read_shard
-from geolink.stream import Batch, ShardStream, read_chips, source
+from geolink.stream import Batch, MixedStream, ShardStream, mixed_vocabulary, read_chips
+from geolink.stream import source as stream_source
 from schemas.dataset import read_arrays
 from schemas.errors import GeoLinkError
 from schemas.findings import CHIP_FLAGS
@@ -173,27 +174,33 @@ def test_the_order_is_a_function_of_seed_and_epoch(dataset: Dataset) -> None:
     # Chips of one window's shards come mixed.
     shard_of = {(a, b): n for n, r in enumerate(dataset.rows)
                 for a, b in read_shard(dataset, r, ["chip_id"])["chip_id"].tolist()}  # fmt: skip
-    assert len({shard_of[key] for key in chain(*first[:4])}) == 3
+    assert len({shard_of[key] for key in first[0]}) == 2
+    mixed = epoch(make_stream(dataset, lanes=1))
+    assert len({shard_of[key] for key in chain(*mixed[:4])}) == 3
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_share_the_batch_that_one_process_takes(
     dataset: Dataset, world_size: int
 ) -> None:
-    alone = epoch(make_stream(dataset))
+    alone = epoch(make_stream(dataset, lanes=4))
     ranks = [
-        epoch(make_stream(dataset, rank=rank, world_size=world_size)) for rank in range(world_size)
+        epoch(make_stream(dataset, lanes=4, rank=rank, world_size=world_size))
+        for rank in range(world_size)
     ]
     assert all(len(part) == 4 // world_size for rank in ranks for part in rank)
     assert [sorted(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
 
 
-def test_a_last_batch_of_fewer_chips_than_ranks_is_shared(dataset: Dataset) -> None:
-    options = {"batch_size": 8, "drop_last": False}
+def test_a_last_batch_is_filled_up_with_chips_of_no_weight(dataset: Dataset) -> None:
+    options = {"batch_size": 8, "drop_last": False, "lanes": 8}
     alone = epoch(make_stream(dataset, **options))
-    ranks = [epoch(make_stream(dataset, rank=r, world_size=8, **options)) for r in range(8)]
-    assert [len(part) for part in (rank[-1] for rank in ranks)] == [0, 0, 0, 1, 0, 0, 0, 1]
-    assert [sorted(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
+    assert sorted(chain(*alone)) == sorted(set(chain(*alone)))
+    assert [len(part) for part in alone] == [8] * 5 + [2]
+    ranks = [list(make_stream(dataset, rank=r, world_size=8, **options)) for r in range(8)]
+    assert [[len(batch) for batch in rank] for rank in ranks] == [[1] * 6] * 8
+    shared = zip(*(epoch(rank) for rank in ranks), strict=True)
+    assert [sorted(chain(*parts)) for parts in shared] == alone
 
 
 def test_a_stream_goes_on_where_another_stood(dataset: Dataset) -> None:
@@ -266,7 +273,7 @@ def test_findings_are_filtered_without_reading_shards(
     def refuse(*args: object) -> None:
         raise AssertionError("a shard was read")
 
-    monkeypatch.setattr(source, "read_arrays", refuse)
+    monkeypatch.setattr(stream_source, "read_arrays", refuse)
     filtered = make_stream(dataset, quality=Quality(drop=("chip_shifted",)))
     assert 0 < filtered.chips < sum(r.chips for r in dataset.split_rows("train"))
 
@@ -315,7 +322,7 @@ def test_memory_is_bounded_by_a_few_windows(
         read.append(arguments)
         return read_arrays(*arguments)
 
-    monkeypatch.setattr(source, "read_arrays", counted)
+    monkeypatch.setattr(stream_source, "read_arrays", counted)
     batches = iter(make_stream(dataset, window_shards=1, readers=3))
     next(batches)
     time.sleep(0.5)
