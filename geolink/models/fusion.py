@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,16 +45,39 @@ class Attention(nn.Module):
         projected: Tensor = self.out_proj(attended)
         return projected
 
+    def attention_map(self, query: Tensor, key: Tensor, valid: Tensor | None) -> Tensor:
+        """How much each query looks at each key, mean over the heads: [B, Q, K], as `forward`."""
+        q, k = (
+            F.linear(x, weight, bias).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            for x, weight, bias in zip(
+                (query, key), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+            )
+        )
+        logit = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+        if valid is None:
+            return logit.softmax(-1).mean(1)
+        hidden = ~valid[:, None, None, :]
+        return logit.masked_fill(hidden, -1e9).softmax(-1).masked_fill(hidden, 0.0).mean(1)
+
 
 class TwoWayBlock(nn.Module):
     """Nodes attend to nodes, patches to nodes, nodes to patches; each added and normed.
 
-    Quirks of the published model: the patch side has no MLP, and the node side ends in
-    norm(linear(nodes)) without a residual.
+    `fixes`: `patch_mlp` and `node_residual` (docs/model.md) are looked at.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self, dim: int, heads: int, fixes: Container[str] = (), dropout: float = 0.1
+    ) -> None:
         super().__init__()
+        self.node_residual = "node_residual" in fixes
+        # Quirk `patch_mlp`: the patch side ends in its attention, without an MLP.
+        self.patch_mlp = self.patch_norm = None
+        if "patch_mlp" in fixes:
+            self.patch_mlp = nn.Sequential(
+                nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+            )
+            self.patch_norm = nn.LayerNorm(dim)
         self.self_attn = Attention(dim, heads, dropout)
         self.norm1 = nn.LayerNorm(dim)
         # "Token" in the checkpoints' names is the query side of the block: the image's tokens
@@ -80,7 +105,11 @@ class TwoWayBlock(nn.Module):
         query = patches + patch_position
         key = nodes + node_position
         patches = self.norm2(patches + self.cross_attn_token_to_image(query, key, nodes, valid))
+        if self.patch_mlp is not None and self.patch_norm is not None:
+            patches = self.patch_norm(patches + self.patch_mlp(patches))
         key = patches + patch_position
         query = nodes + node_position
         nodes = self.norm3(nodes + self.cross_attn_image_to_token(query, key, patches, None))
-        return patches, self.norm4(self.mlp(nodes))
+        # Quirk `node_residual`: what the node knew before the linear layer is not added to it.
+        mixed = self.mlp(nodes) + nodes if self.node_residual else self.mlp(nodes)
+        return patches, self.norm4(mixed)

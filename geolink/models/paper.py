@@ -1,7 +1,8 @@
 """`variant: paper`: GeoLink (NeurIPS 2025, arXiv 2509.26016) as its checkpoints expect it.
 
 Parameter names and shapes are those of the published checkpoints. Behaviour of the published code
-that its weights depend on is kept, and marked "Quirk" where it is.
+that its weights depend on is kept, and marked "Quirk" where it is; those with a name can be put
+right by naming them in `ModelConfig.fixes` (docs/model.md).
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from torch import Tensor, nn
 from geolink.graph import KINDS, GraphBatch
 from geolink.models.context import ChipContext
 from geolink.models.fusion import TwoWayBlock
-from geolink.models.losses import consistency_loss, contrast_loss, reconstruction_loss
-from geolink.models.masking import mask_nodes, mask_patches, node_slots
+from geolink.models.losses import (
+    Pairs,
+    consistency_loss,
+    contrast_loss,
+    reconstruction_loss,
+)
+from geolink.models.masking import mask_nodes, mask_patches, most_masked, node_slots
 from geolink.models.ops import grid_sincos, patchify, sincos, take, weighted_rows
 from geolink.models.osm import GraphLayerNorm, OsmEncoder, Set2Set, set2set
 from schemas.errors import GeoLinkError
@@ -50,6 +56,7 @@ class GeoLink(nn.Module):
         self.config = c = config
         self.grid = c.image_size // c.patch_size
         width, fused = c.embed_dim, c.fusion_dim
+        self.fixes = frozenset(c.fixes)
 
         self.img_encoder = VisionTransformer(
             img_size=c.image_size, patch_size=c.patch_size, in_chans=c.bands, num_classes=0,
@@ -63,15 +70,16 @@ class GeoLink(nn.Module):
         self.img_pos_embed = _fixed(grid_sincos(self.grid, width))
         self.img_norm = nn.LayerNorm(width)
 
-        self.osm_encoder = OsmEncoder(c.tag_dim, c.osm_dim)
-        self.osm_norm = _per_kind(lambda: GraphLayerNorm(c.osm_dim))
+        self.osm_encoder = OsmEncoder(c.tag_dim, c.osm_dim, self.fixes)
+        norm = nn.LayerNorm if "node_norm" in self.fixes else GraphLayerNorm
+        self.osm_norm = _per_kind(lambda: norm(c.osm_dim))
         self.osm_mask_token = nn.ParameterDict(
             {k: nn.Parameter(torch.zeros(1, c.tag_dim)) for k in KINDS}
         )
         self.osm_read_out = _per_kind(lambda: Set2Set(c.osm_dim))
         self.osm_aggr_mlp = _per_kind(lambda: nn.Linear(2 * c.osm_dim, c.osm_dim))
-        # Quirk: its softmax runs over a dimension of size 1, so it weights every kind 1 and
-        # learns nothing. Held for the checkpoints only.
+        # Quirk `type_attention`: its softmax runs over a dimension of size 1, so it weights every
+        # kind 1 and learns nothing. Held for the checkpoints only.
         self.type_attention = nn.Linear(c.osm_dim, 1)
 
         self.img_consistency_prj = nn.Linear(width, c.projection_dim)
@@ -81,7 +89,7 @@ class GeoLink(nn.Module):
         self.fusion_img_pos_embed = _fixed(grid_sincos(self.grid, fused))
         self.osm_node_fusion_mlp = _per_kind(lambda: nn.Linear(c.osm_dim, fused))
         self.osm_cross_modal_encoder = nn.ModuleList(
-            [TwoWayBlock(fused, c.fusion_heads) for _ in range(c.fusion_depth)]
+            [TwoWayBlock(fused, c.fusion_heads, self.fixes) for _ in range(c.fusion_depth)]
         )
         self.osm_node_pred = nn.Linear(fused, c.tag_dim)
 
@@ -120,8 +128,10 @@ class GeoLink(nn.Module):
         graph: GraphBatch,
         *,
         weight: Tensor | None = None,
+        pairs: Pairs | None = None,
         context: ChipContext | None = None,
         mask_noise: Tensor | None = None,
+        node_noise: Tensor | None = None,
         node_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
@@ -131,8 +141,11 @@ class GeoLink(nn.Module):
             images: float [B, bands, image_size, image_size], normalised.
             graph: the chips' OSM graphs.
             weight: float32 [B], how much each chip counts in the losses. Default: 1.
+            pairs: chips that the contrast does not tell apart. Default: it tells all apart.
             context: not used by this variant.
             mask_noise: float [B, L]; the patches with the least noise stay visible. Default: drawn.
+            node_noise: float [M]; by it masked nodes are chosen, those with the least first.
+                Default: drawn.
             node_mask: bool [M], nodes whose tags are hidden. Default: drawn.
             generator: of what is drawn, on the images' device. Attention dropout (training mode)
                 uses the global generator.
@@ -151,30 +164,53 @@ class GeoLink(nn.Module):
         tokens = self._encode_patches(patches, visible)[-1]
         prediction = self._decode(tokens, restore)
 
-        noise = torch.rand(graph.nodes, device=images.device, generator=generator)
+        noise = node_noise
+        if noise is None:
+            noise = torch.rand(graph.nodes, device=images.device, generator=generator)
+        capacity = c.max_masked_nodes
         if node_mask is None:
             node_mask = mask_nodes(graph, noise, c.node_mask_ratio)
+            if capacity is None and "all_nodes" not in self.fixes:
+                capacity = most_masked(graph, c.node_mask_ratio)
         features = self._node_features(graph)
-        # The graph is encoded once, masked, for both the contrast and the consistency.
         nodes = self._encode_nodes(features, node_mask, graph)
-        region, has_region = self._read_out(nodes, graph)
 
-        # Quirk: contrast sees the mean of the visible patch tokens, without the class token.
-        image_projection = self.img_consistency_prj(tokens[:, 1:].mean(1))
+        # Quirk `whole_region`: the contrast sees the graph as it is masked for the consistency,
+        # which saves encoding it twice.
+        seen = nodes
+        if "whole_region" in self.fixes:
+            seen = self._encode_nodes(features, torch.zeros_like(node_mask), graph)
+        region, has_region = self._read_out(seen, graph)
+        # Quirk `whole_image`: the contrast sees the mean of the visible patch tokens only.
+        shown = tokens
+        if "whole_image" in self.fixes:
+            shown = self._encode_patches(patches)[-1]
+        image_projection = self.img_consistency_prj(shown[:, 1:].mean(1))
         region_projection = self.osm_graph_consistency_prj(region)
 
-        # Quirk: only masked nodes enter the fusion, and in the paper at most ten of a chip's.
-        slot, valid = node_slots(graph, node_mask, noise, c.max_masked_nodes)
+        # Quirk `all_nodes`: only masked nodes enter the fusion, in the paper at most ten of a
+        # chip's; after pretraining it is given all of them.
+        entering = node_mask
+        if "all_nodes" in self.fixes:
+            # Where they are capped, the masked ones come first.
+            entering, noise = torch.ones_like(node_mask), noise - node_mask.float()
+        slot, valid = node_slots(graph, entering, noise, capacity)
         position = take(self.fusion_img_pos_embed[:, 1:].expand(len(tokens), -1, -1), visible)
         _, fused = self._fuse(tokens[:, 1:], position, nodes, slot, valid, graph)
 
         target = _rows(features, slot)
+        hidden = valid & _rows(node_mask, slot).bool()
         losses = {
             "reconstruction": reconstruction_loss(prediction, patches, masked, weight),
             "contrast": contrast_loss(
-                image_projection, region_projection, c.temperature, has_region, weight
+                image_projection,
+                region_projection,
+                c.temperature,
+                has_region,
+                weight,
+                pairs=pairs,
             ),
-            "consistency": consistency_loss(self.osm_node_pred(fused), target, valid, weight),
+            "consistency": consistency_loss(self.osm_node_pred(fused), target, hidden, weight),
         }
         total = (
             losses["reconstruction"]
@@ -306,17 +342,25 @@ class GeoLink(nn.Module):
     def _encode_nodes(self, features: Tensor, masked: Tensor, graph: GraphBatch) -> Tensor:
         token = torch.cat([self.osm_mask_token[k] for k in KINDS])
         encoded = self.osm_encoder(features, masked, token, graph)
-        return torch.cat(
-            [self.osm_norm[k](encoded[graph.kind_slice(i)]) for i, k in enumerate(KINDS)]
-        )
+        normed = []
+        for i, k in enumerate(KINDS):
+            nodes = graph.kind_slice(i)
+            if graph.alive is None or "node_norm" in self.fixes:
+                normed.append(self.osm_norm[k](encoded[nodes]))
+            else:
+                normed.append(self.osm_norm[k](encoded[nodes], graph.alive[nodes]))
+        return torch.cat(normed)
 
     def _read_out(self, nodes: Tensor, graph: GraphBatch) -> tuple[Tensor, Tensor]:
         """Region embedding [B, osm_dim], and bool [B]: has the chip any node?
 
-        Quirk: the plain sum over kinds (see `type_attention`). A kind without nodes adds zero.
+        Quirk `type_attention`: the plain sum over kinds. A kind without nodes adds zero.
         """
         star, some = set2set(self.osm_read_out, nodes, graph)
         kinds = torch.stack([self.osm_aggr_mlp[k](star[i]) for i, k in enumerate(KINDS)])
+        if "type_attention" in self.fixes:
+            logit = self.type_attention(kinds).float().masked_fill(~some[..., None], -1e9)
+            kinds = kinds * logit.softmax(0)
         return torch.where(some[..., None], kinds, 0.0).sum(0), some.any(0)
 
     def _fuse(
@@ -341,8 +385,10 @@ class GeoLink(nn.Module):
 
     def _node_positions(self, anchor: Tensor, kind: Tensor) -> Tensor:
         """Anchors [.., 4, 2] in [0, 1] -> mean of their sin-cos embeddings [.., fusion_dim]."""
-        # Quirk: times the grid, while patches have integer positions: half a patch off.
-        embedded = sincos(anchor * self.grid, self.config.fusion_dim)
+        # Quirk `centred_positions`: the middle of patch i is at i + 1/2 here, while its own
+        # position is the integer i: nodes sit half a patch off.
+        half = 0.5 if "centred_positions" in self.fixes else 0.0
+        embedded = sincos(anchor * self.grid - half, self.config.fusion_dim)
         return (embedded * self.anchor_share[kind][..., None]).sum(-2)
 
     def _initialise(self) -> None:
@@ -357,8 +403,8 @@ class GeoLink(nn.Module):
         tokens = (self.cls_token, self.img_mask_token, *self.osm_mask_token.values())
         for token in tokens:
             nn.init.normal_(token, std=0.02)
-        for unused in (self.img_encoder.norm, self.type_attention):
-            unused.requires_grad_(False)
+        self.img_encoder.norm.requires_grad_(False)
+        self.type_attention.requires_grad_("type_attention" in self.fixes)
         self.img_encoder.cls_token.requires_grad_(False)
         self.img_encoder.pos_embed.requires_grad_(False)
 

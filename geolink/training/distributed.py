@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from signal import Signals
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from geolink.device import pick_device
 from schemas.errors import GeoLinkError
@@ -79,7 +81,8 @@ class Ranks:
 
     def stop(self, signal: str | None) -> str | None:
         """The signal that any of the ranks has got; the same answer on all of them."""
-        return next((name for name in self.hear(signal) if name), None)
+        number = int(self.rows(np.array([Signals[signal] if signal else 0])).max())
+        return Signals(number).name if number else None
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the ranks, on their devices."""
@@ -207,14 +210,13 @@ def _environment() -> ClusterEnvironment:
 def shard(model: nn.Module, mesh: Any) -> nn.Module:
     """Share out the model's weights (FSDP2): each block of the transformers is a unit of its own,
     all the rest another."""
-    from torch.distributed.fsdp import fully_shard
-
     data = mesh["data_parallel"]
     names = ("img_encoder.blocks", "img_cross_modal_decoder", "osm_cross_modal_encoder")
     for name in names:
         for block in model.get_submodule(name).children():
             fully_shard(block, mesh=data)
-    return fully_shard(model, mesh=data)
+    fully_shard(model, mesh=data)
+    return model
 
 
 def wrap(ranks: Ranks, config: TrainConfig, model: nn.Module) -> nn.Module:
@@ -223,8 +225,8 @@ def wrap(ranks: Ranks, config: TrainConfig, model: nn.Module) -> nn.Module:
     if ranks.size == 1 and config.strategy == "auto":
         return model
     if config.strategy == "fsdp":
-        sharded: nn.Module = strategy.setup_module(model)
-        return sharded
+        strategy.setup_module(model)
+        return model
     # Buffers are the same everywhere and stay so: the tag table is large.
     strategy._ddp_kwargs.update(broadcast_buffers=False, gradient_as_bucket_view=True)
     wrapped: nn.Module = strategy.setup_module(model)
@@ -233,16 +235,25 @@ def wrap(ranks: Ranks, config: TrainConfig, model: nn.Module) -> nn.Module:
 
 def gathering(wrapped: nn.Module, now: bool) -> AbstractContextManager[None]:
     """Whether the ranks' gradients come together in this backward pass, or in a later one."""
-    if hasattr(wrapped, "set_requires_gradient_sync"):
+    if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(now)
     elif not now and isinstance(wrapped, nn.parallel.DistributedDataParallel):
-        return wrapped.no_sync()  # type: ignore[no-any-return]
+        return wrapped.no_sync()
     return nullcontext()
 
 
 def whole(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with the parts that other ranks hold; all ranks must ask for the same."""
     return {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in named.items()}
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as another is held: on its device, this rank's part of it."""
+    value = value.to(like.device, torch.float32)
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        held: Tensor = distribute_tensor(value, like.device_mesh, like.placements)
+        return held
+    return value
 
 
 def local(tensor: Tensor) -> Tensor:

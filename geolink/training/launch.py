@@ -131,8 +131,8 @@ def _failure(ranks: list[_Rank], failures: list[tuple[int, dict[str, Any]]]) -> 
             sys.stderr.write(said["crash"])
             last = said["crash"].strip().splitlines()[-1]
             return GeoLinkError(f"process {rank} of {len(ranks)} broke: {last}; {again}")
-    said = failures[0][1]["error"] if failures else "a process ended without a word"
-    return GeoLinkError(f"{said}; {again}")
+    told = failures[0][1]["error"] if failures else "a process ended without a word"
+    return GeoLinkError(f"{told}; {again}")
 
 
 def _free_port() -> int:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from geolink.training.distributed import placed
 from schemas.training import TrainConfig
 
 
@@ -100,5 +100,5 @@ def load_optimizer_tensors(
         state = by_parameter.get(name)
         if state is not None:
             optimizer.state[parameter] = {
-                what: value.to(parameter.device, torch.float32) for what, value in state.items()
+                what: placed(value, parameter) for what, value in state.items()
             }

@@ -18,13 +18,14 @@ class RunPin:
     """A pin of the dataset, named after the run's folder; renewed while the run goes on.
 
     It is removed when the run is finished. One of a run that was stopped or died lasts a week, in
-    which the run can go on. A dataset that cannot be written is not pinned: `note` says so.
+    which the run can go on. One of the run's processes holds it. A dataset
+    that cannot be written is not pinned: `note` says so.
     """
 
-    def __init__(self, dataset: Location, snapshot: int, run: Path) -> None:
+    def __init__(self, dataset: Location, snapshot: int, run: Path, *, held: bool = True) -> None:
         place = f"{socket.gethostname()}:{run.resolve()}"
         self.name = f"run-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}"
-        self.dataset, self.snapshot = dataset, snapshot
+        self.dataset, self.snapshot, self._held = dataset, snapshot, held
         self.note = ""
         self._write()
 
@@ -35,7 +36,7 @@ class RunPin:
 
     def remove(self) -> None:
         """Remove it: the run needs the snapshot no longer."""
-        if not self.note:
+        if self._held and not self.note:
             try:
                 remove_pin(self.dataset, self.name)
             except GeoLinkError as error:
@@ -43,6 +44,8 @@ class RunPin:
 
     def _write(self) -> None:
         self._written = time.monotonic()
+        if not self._held:
+            return
         try:
             write_pin(self.dataset, self.name, self.snapshot, lasts=LEASE)
         except GeoLinkError as error:
