@@ -216,9 +216,46 @@ class TrainConfig(Config):
             "at a time: fewer negatives than without.",
         ),
     ] = 1
-    window_shards: Annotated[
-        int, Field(ge=1, description="Shards held in memory and shuffled together.")
-    ] = 8
+    window_shards: Annotated[int, Field(ge=1, description="Shards that are shuffled together.")] = 8
+    memory_mb: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="What shards and batches may take, over all devices, in MB (10^6 bytes): "
+            "fewer shards are shuffled together where they would not fit. None: as much as twice "
+            "`window_shards` take.",
+        ),
+    ] = None
+    lanes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Spans that an epoch is cut into; a batch takes equal parts of all, and "
+            "each device whole ones, so that it reads its share of the shards. A multiple of the "
+            "devices. None: the largest power of two that divides batch_size, up to the shards "
+            "that are shuffled together.",
+        ),
+    ] = None
+    balance: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Chips with a class that is on a smaller share f of the chips are seen "
+            "more often, sqrt(balance / f) times an epoch, at most four times; 0: every chip once.",
+        ),
+    ] = 0.0
+    on_corrupt: Annotated[
+        Literal["fail", "skip"],
+        Field(
+            description="A shard that is missing or damaged ends the run, or is told in the log "
+            "while chips of other shards take its place."
+        ),
+    ] = "fail"
+    cache: Annotated[
+        Path | None,
+        Field(description="Folder where shards of a remote dataset are kept; none: not kept."),
+    ] = None
     readers: Annotated[int, Field(ge=1, description="Threads that read shards ahead.")] = 1
     lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, description="AdamW weight decay.")] = 0.05

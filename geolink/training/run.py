@@ -20,9 +20,9 @@ from schemas.errors import GeoLinkError
 from schemas.training import TrainConfig
 
 FREE = {
-    "run", "snapshot", "readers", "log_every", "checkpoint_every", "keep", "evaluate_every",
-    "evaluate_chips", "stop_within_s", "wandb", "accelerator", "devices", "strategy", "compile",
-    "checkpoint_activations",
+    "run", "snapshot", "readers", "cache", "on_corrupt", "log_every", "checkpoint_every", "keep",
+    "evaluate_every", "evaluate_chips", "stop_within_s", "wandb", "accelerator", "devices",
+    "strategy", "compile", "checkpoint_activations",
 }  # fmt: skip
 """Fields that may differ when a run goes on: nothing that is learnt depends on them, and the
 snapshot is the one that the run began with."""

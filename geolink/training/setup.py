@@ -104,8 +104,10 @@ def set_up(config: TrainConfig, ranks: Ranks, began_with: int | None) -> Trainin
         table = tag_table(dataset).astype(np.float32)
         stream = ShardStream(
             dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
-            window_shards=config.window_shards, readers=config.readers, quality=config.quality,
-            rank=ranks.number, world_size=ranks.size,
+            window_shards=config.window_shards, memory_mb=config.memory_mb, lanes=config.lanes,
+            readers=config.readers, quality=config.quality, balance=config.balance,
+            on_corrupt=config.on_corrupt, cache=config.cache, rank=ranks.number,
+            world_size=ranks.size, pin=ranks.fabric.device.type == "cuda",
         )  # fmt: skip
         check_fits(config, dataset, table.shape[1], stream.chips)
         torch.manual_seed(config.seed)
