@@ -1,5 +1,7 @@
 """An aerial-like RGB picture: patterns, sun and shade, roofs with ridges, cars, a film's tones."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -15,11 +17,27 @@ from pipelines.world.noise import lattice, uniform
 from pipelines.world.patterns import fill_rows
 from pipelines.world.shore import shallows
 
-SUN = (152.0, 44.0)  # azimuth, elevation in degrees
 _RGB = [BANDS.index(b) for b in ("red", "green", "blue")]
 _SKYLIGHT = np.array([0.30, 0.36, 0.46], dtype=np.float32)  # what reaches into shade
-_HAZE = np.array([0.006, 0.010, 0.018], dtype=np.float32)
 _STRIP = 512
+
+
+@dataclass(frozen=True)
+class Flight:
+    """What a picture's look depends on beside the ground.
+
+    `sun` azimuth, elevation in degrees; `haze` [3] light added, `gain` [3] exposure of red, green,
+    blue; `saturation` 1: colours as they are, 0: grey; `blur` in pixels; `grain` in counts.
+    """
+
+    season: str = "late_summer"
+    sun: tuple[float, float] = (152.0, 44.0)
+    haze: tuple[float, ...] = (0.006, 0.010, 0.018)
+    gain: tuple[float, ...] = (1.0, 1.0, 1.0)
+    saturation: float = 1.0
+    gamma: float = 0.58
+    blur: float = 0.55
+    grain: float = 5.0
 
 
 def render_aerial(
@@ -29,13 +47,17 @@ def render_aerial(
     gsd_m: float,
     shift_m: tuple[float, float],
     seed: int,
+    flight: Flight = Flight(),
 ) -> NDArray[np.uint8]:
     """RGB [3, H, W] uint8 of `bounds` (UTM metres), y down; values are 1..255 (0 is nodata)."""
-    detailed = _with_ridges_and_cars(things, features, bounds)
-    ground = make_ground(detailed, features, bounds, gsd_m, shift_m, sun=SUN)
-    dark = shadows(ground, SUN)
+    detailed = _with_ridges_and_cars(things, features, bounds, flight.sun)
+    ground = make_ground(detailed, features, bounds, gsd_m, shift_m, sun=flight.sun)
+    dark = shadows(ground, flight.sun)
     shallow = shallows(ground)
-    table = ground.spectra[SEASONS.index("late_summer")][:, _RGB]
+    table = ground.spectra[SEASONS.index(flight.season)][:, _RGB]
+    if flight.saturation != 1:
+        grey = table.mean(1, keepdims=True)
+        table = grey + np.float32(flight.saturation) * (table - grey)
     h, w = ground.index.shape
     out = np.empty((3, h, w), dtype=np.uint8)
     margin = 4
@@ -50,7 +72,9 @@ def render_aerial(
             if shore is not None:
                 light += shore * shallow.difference[_RGB[band]]
             light *= 1 - soft * (1 - _SKYLIGHT[band])
-            light = gaussian_filter(light, 0.55) + _HAZE[band]
+            light = gaussian_filter(light, flight.blur) + np.float32(flight.haze[band])
+            if flight.gain[band] != 1:
+                light *= np.float32(flight.gain[band])
             noise = lattice(
                 np.arange(w)[None, :],
                 np.arange(rows.start, rows.stop)[:, None],
@@ -60,23 +84,29 @@ def render_aerial(
                 np.arange(rows.start, rows.stop)[:, None],
                 seed * 37 + band + 600,
             )
-            out[band, start : start + _STRIP] = _film(light, noise - 1)[keep]
+            out[band, start : start + _STRIP] = _film(light, noise - 1, flight)[keep]
     return out
 
 
-def _film(light: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _film(
+    light: NDArray[np.float32], noise: NDArray[np.float32], flight: Flight
+) -> NDArray[np.uint8]:
     """Reflectance to a display value by a gamma, with grain of a few counts."""
-    tone = 255 * np.clip(light * np.float32(1 / 0.42), 0, 1) ** np.float32(0.58)
-    return np.asarray(np.clip(np.rint(tone + 5 * noise), 1, 255), dtype=np.uint8)
+    tone = 255 * np.clip(light * np.float32(1 / 0.42), 0, 1) ** np.float32(flight.gamma)
+    grain = np.float32(flight.grain) * noise
+    return np.asarray(np.clip(np.rint(tone + grain), 1, 255), dtype=np.uint8)
 
 
 def _with_ridges_and_cars(
-    things: Drawables, features: Features, bounds: tuple[float, float, float, float]
+    things: Drawables,
+    features: Features,
+    bounds: tuple[float, float, float, float],
+    sun: tuple[float, float],
 ) -> Drawables:
     """`things` with half of each pitched roof in another light, and cars on the roads."""
     near = np.flatnonzero(shapely.intersects(things.geometry, shapely.box(*bounds)))
     pitched = near[np.isin(things.cover[near], [COVER_ID["roof_pitched"], COVER_ID["roof_farm"]])]
-    half, rows, gain = _roof_halves(things, pitched)
+    half, rows, gain = _roof_halves(things, pitched, sun)
     cars = _cars(features, bounds)
     middle = shapely.get_coordinates(shapely.centroid(cars))
     car_cover = np.full(len(cars), COVER_ID["car"], dtype=np.int16)
@@ -99,7 +129,7 @@ def _with_ridges_and_cars(
 
 
 def _roof_halves(
-    things: Drawables, rows: NDArray[np.int64]
+    things: Drawables, rows: NDArray[np.int64], sun: tuple[float, float]
 ) -> tuple[NDArray[np.object_], NDArray[np.int64], NDArray[np.float32]]:
     """The side of each roof that lies off the sun (or the brighter one), its row and brightness."""
     roof = things.geometry[rows]
@@ -114,7 +144,7 @@ def _roof_halves(
     half = shapely.intersection(side, roof)
     outward = (a + b) / 2 - (c + d) / 2
     outward /= np.maximum(np.hypot(*outward.T), 1e-6)[:, None]
-    azimuth = np.deg2rad(SUN[0])
+    azimuth = np.deg2rad(sun[0])
     facing = outward @ np.array([np.sin(azimuth), np.cos(azimuth)])
     ok = shapely.get_dimensions(half) == 2
     return half[ok], rows[ok], (1 + 0.34 * facing[ok]).astype(np.float32)

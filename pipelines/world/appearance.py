@@ -262,8 +262,13 @@ def _angles(shape: NDArray[np.object_]) -> NDArray[np.float32]:
     return np.mod(angle, np.float32(np.pi))
 
 
-def object_spectra(cover: NDArray[np.int16], xy: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Reflectance [season, N, 12] of objects at `xy` [N, 2]: variant and brightness by place."""
+def object_spectra(
+    cover: NDArray[np.int16], xy: NDArray[np.float64], *, districts: bool = False
+) -> NDArray[np.float32]:
+    """Reflectance [season, N, 12] of objects at `xy` [N, 2]: variant and brightness by place.
+
+    With `districts` neighbours are of one variant whatever their cover.
+    """
     out = np.empty((len(SEASONS), len(cover), len(BANDS)), dtype=np.float32)
     pick, bright, tint = uniform(xy, 101), uniform(xy, 202), uniform(xy, 303)
     for c in np.unique(cover):
@@ -271,7 +276,7 @@ def object_spectra(cover: NDArray[np.int16], xy: NDArray[np.float64]) -> NDArray
         look = COVERS[COVER_NAMES[c]]
         weight, table = variants_of(COVER_NAMES[c])
         chance = pick[rows]
-        if look.stands:
+        if look.stands or districts:
             chance = 0.25 * chance + 0.375 * (1 + value_noise_at(xy[rows], 1500.0, 404))
         variant = np.searchsorted(weight, chance, side="right").clip(0, len(weight) - 1)
         gain = 1 + look.spread * (2 * bright[rows] - 1) * np.float32(1.7)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pystac
 from numpy.typing import NDArray
 from pyproj import Transformer
 
@@ -97,9 +98,11 @@ def make_world(
         write_pbf(pbf, features, epsg)
         sea = None
     things = drawables(features, sea)
-    aerial_bounds = _aerial_bounds(bounds, centre, aerial_km)
+    pictured = aerial_bounds(bounds, centre, aerial_km)
     s2 = _write_sentinel2(folder / "s2", features, things, epsg, bounds, seed)
-    aerial = _write_aerial(folder / "aerial", features, things, epsg, aerial_bounds, seed)
+    image = render_aerial(features, things, pictured, 1.0, AERIAL_SHIFT_M, seed)
+    item = write_aerial(folder / "aerial", image, epsg, pictured)
+    aerial = write_catalog(folder / "aerial", AERIAL_COLLECTION, "Aerial pictures", [item])
     world = World(
         folder=folder,
         pbf=pbf,
@@ -109,9 +112,9 @@ def make_world(
         aerial_collection=AERIAL_COLLECTION,
         epsg=epsg,
         bounds_utm=bounds,
-        bounds_lonlat=_lonlat(epsg, bounds),
-        aerial_bounds_utm=aerial_bounds,
-        aerial_bounds_lonlat=_lonlat(epsg, aerial_bounds),
+        bounds_lonlat=to_lonlat(epsg, bounds),
+        aerial_bounds_utm=pictured,
+        aerial_bounds_lonlat=to_lonlat(epsg, pictured),
         s2_shift_m=S2_SHIFT_M,
         aerial_shift_m=AERIAL_SHIFT_M,
     )
@@ -141,20 +144,17 @@ def _write_sentinel2(
     return write_catalog(folder, S2_COLLECTION, "Sentinel-2-like scenes", items)
 
 
-def _write_aerial(
-    folder: Path, features: Features, things: Drawables, epsg: int, bounds: Bounds, seed: int
-) -> Path:
-    image = render_aerial(features, things, bounds, 1.0, AERIAL_SHIFT_M, seed)
+def write_aerial(folder: Path, image: NDArray[np.uint8], epsg: int, bounds: Bounds) -> pystac.Item:
+    """Writes an aerial picture [3, H, W] of `bounds` (UTM metres) at 1 m; returns its item."""
     identity = f"aerial-{AERIAL_TIME:%Y%m%d}"
     home = item_folder(folder, AERIAL_COLLECTION, identity)
     home.mkdir(parents=True, exist_ok=True)
     grid = Grid(epsg, (bounds[0], bounds[3]), 1.0, (image.shape[1], image.shape[2]))
     write_cog(home / "image.tif", image, epsg, grid.origin, 1.0)
-    item = aerial_item(identity, AERIAL_TIME, home, home / "image.tif", grid)
-    return write_catalog(folder, AERIAL_COLLECTION, "Aerial pictures", [item])
+    return aerial_item(identity, AERIAL_TIME, home, home / "image.tif", grid)
 
 
-def _aerial_bounds(bounds: Bounds, centre: tuple[float, float], size_km: float) -> Bounds:
+def aerial_bounds(bounds: Bounds, centre: tuple[float, float], size_km: float) -> Bounds:
     """A square (or less) about `centre` within `bounds`, on multiples of 64 m where it can be."""
     out = []
     for axis in (0, 1):
@@ -165,9 +165,10 @@ def _aerial_bounds(bounds: Bounds, centre: tuple[float, float], size_km: float) 
     return (out[0][0], out[1][0], out[0][1], out[1][1])
 
 
-def _lonlat(epsg: int, bounds: Bounds) -> Bounds:
-    to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
-    return tuple(round(float(v), 7) for v in to_lonlat.transform_bounds(*bounds))  # type: ignore[return-value]
+def to_lonlat(epsg: int, bounds: Bounds) -> Bounds:
+    """Bounds in UTM metres as degrees."""
+    transformer = Transformer.from_crs(epsg, 4326, always_xy=True)
+    return tuple(round(float(v), 7) for v in transformer.transform_bounds(*bounds))  # type: ignore[return-value]
 
 
 def _digest(path: Path) -> str | None:
