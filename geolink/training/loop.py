@@ -26,7 +26,7 @@ from geolink.training.optim import learning_rate, set_rate
 from geolink.training.parts import chip_context, chip_pairs, endless, moved, split
 from geolink.training.pin import RunPin
 from geolink.training.placement import place_gsd_m
-from geolink.training.setup import Training, hold_run, open_log, save, set_up
+from geolink.training.setup import Training, hold_run, newly_skipped, open_log, save, set_up
 from geolink.training.signals import stop_on_signals
 from schemas.training import TrainConfig
 
@@ -108,6 +108,8 @@ def train(t: Training, progress: Progress | None) -> RunResult:
             if t.step % config.log_every == 0 or t.step == t.steps:
                 figures = log.line(t.step, (t.step - 1) // len(t.stream), lr)
                 t.loss = figures["loss"]
+                for text in newly_skipped(t):
+                    log.message(t.step, text)
                 pin.renew()
                 if progress is not None:
                     progress(t.step, t.steps, figures)

@@ -81,6 +81,8 @@ class Training:
     """Mean loss of the last log line."""
     notes: list[str] = field(default_factory=list)
     """What happened on the way, for people."""
+    skipped: set[str] = field(default_factory=set)
+    """Shards that could not be read, of which the log tells already."""
 
     @property
     def fabric(self) -> Fabric:
@@ -232,6 +234,17 @@ def open_log(t: Training) -> Log | NoLog:
     if not t.ranks.first:
         return NoLog()
     return Log(t.config, t.model.losses, step=t.step, rows=t.rows, speed=counted)
+
+
+def newly_skipped(t: Training) -> list[str]:
+    """Sentences on shards that any rank could not read, and that were not told of before."""
+    if t.config.on_corrupt == "fail":
+        return []
+    found = {shard: why for each in t.ranks.hear(t.stream.skipped) for shard, why in each.items()}
+    new = sorted(found.keys() - t.skipped)
+    t.skipped |= found.keys()
+    told = f"{len(t.skipped)} shards are skipped so far"
+    return [f"{found[s]}; chips of other shards take its place ({told})" for s in new]
 
 
 def wavelengths_um(dataset: Dataset, device: torch.device) -> Tensor | None:
