@@ -30,6 +30,8 @@ SLIVER_M = 1e-3
 """Clipped lines shorter than this (a millimetre) are noise of the arithmetic."""
 
 _MANY_VERTICES = 256
+_HUGE = 4096
+"""Vertices from which a feature's validity is remembered."""
 
 # Dimension of each GEOS type id: point, line, ring, polygon (collections are split before).
 _DIMENSION: NDArray[np.uint8] = np.array([0, 1, 1, 2], np.uint8)
@@ -168,7 +170,7 @@ def make_features(
     """
     whole = geometry[rows]
     dimension = shapely.get_dimensions(whole)
-    invalid = ~shapely.is_valid(whole)
+    invalid = ~_are_valid(whole)
     whole[invalid] = shapely.make_valid(whole[invalid])
     parts, of = _split(whole)
     kept = _dimensions(parts) == dimension[of]
@@ -200,6 +202,21 @@ def make_features(
         tags=tags,
         counts={k: n for k, n in counts.items() if n},
     )
+
+
+def _are_valid(geometry: Geometries) -> NDArray[np.bool_]:
+    """Whether geometries [G] are valid; of very large ones it is remembered."""
+    valid = np.zeros(len(geometry), bool)
+    large = shapely.get_num_coordinates(geometry) > _HUGE
+    valid[~large] = shapely.is_valid(geometry[~large])
+    valid[large] = [_is_valid(g) for g in geometry[large]]
+    return valid
+
+
+@lru_cache(maxsize=32)
+def _is_valid(geometry: shapely.Geometry) -> bool:
+    """A coast of 100,000 corners takes half a second, and each of its shards asks again."""
+    return bool(shapely.is_valid(geometry))
 
 
 def _split(geometry: Geometries) -> tuple[Geometries, Ints]:
