@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from geolink.graph import KINDS, GraphBatch
 from geolink.models.context import ChipContext
@@ -57,6 +58,7 @@ class GeoLink(nn.Module):
         self.grid = c.image_size // c.patch_size
         width, fused = c.embed_dim, c.fusion_dim
         self.fixes = frozenset(c.fixes)
+        self._computed_again = False
 
         self.img_encoder = VisionTransformer(
             img_size=c.image_size, patch_size=c.patch_size, in_chans=c.bands, num_classes=0,
@@ -223,6 +225,12 @@ class GeoLink(nn.Module):
             "region_projection": region_projection,
         }  # fmt: skip
 
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether a block of the image encoder or decoder keeps its input only, and is computed
+        again on the way back: the same gradients for less memory and more time.
+        """
+        self._computed_again = on
+
     def encode_image(self, images: Tensor) -> Tensor:
         """All tokens of images [B, bands, H, W]: [B, 1 + L, embed_dim], normed, class first."""
         return self._encode_patches(self._patches(images))[-1]
@@ -318,10 +326,20 @@ class GeoLink(nn.Module):
         tokens = torch.cat([first, tokens], 1)
         outputs = []
         for i, block in enumerate(self.img_encoder.blocks):
-            tokens = block(tokens)
+            tokens = self._run(block, tokens)
             if i in layers:
                 outputs.append(tokens)
         return [*outputs, self.img_norm(tokens)]
+
+    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        again = self._computed_again and torch.is_grad_enabled()
+        # The blocks draw nothing at random, so no state of generators has to be kept.
+        done: Tensor = (
+            checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+            if again
+            else block(tokens)
+        )
+        return done
 
     def _decode(self, tokens: Tensor, restore: Tensor) -> Tensor:
         """Visible tokens -> predicted pixels of all patches [B, L, patch_size² * bands]."""
@@ -331,7 +349,7 @@ class GeoLink(nn.Module):
         patches = take(torch.cat([tokens[:, 1:], hidden.to(tokens.dtype)], 1), restore)
         tokens = torch.cat([tokens[:, :1], patches], 1) + self.rec_img_pos_embed
         for block in self.img_cross_modal_decoder:
-            tokens = block(tokens)
+            tokens = self._run(block, tokens)
         prediction: Tensor = self.img_decoder_pred(self.img_decoder_norm(tokens)[:, 1:])
         return prediction
 
