@@ -31,7 +31,7 @@ SLIVER_M = 1e-3
 
 _MANY_VERTICES = 256
 _HUGE = 4096
-"""Vertices from which a feature's validity is remembered."""
+"""Vertices from which a feature's validity is remembered, and it is first cut to the shard."""
 
 # Dimension of each GEOS type id: point, line, ring, polygon (collections are split before).
 _DIMENSION: NDArray[np.uint8] = np.array([0, 1, 1, 2], np.uint8)
@@ -394,13 +394,34 @@ def _cut(
     covered[many] = shapely.contains_properly(geometry[crossing[many]], squares[many])
     cut = np.where(covered, squares, shapely.Point())
     edge = meets & ~covered
-    cut[edge] = shapely.intersection(geometry[crossing[edge]], squares[edge])
+    whole = _near(features.geometry, source[crossing[edge]], bounds_utm)
+    cut[edge] = shapely.intersection(whole, squares[edge])
     parts, of = _joined(*_split(cut))
     of = crossing[of]
     kept = _dimensions(parts) == features.kind[source[of]]
     counts["touch_only"] += len(np.setdiff1d(of[~kept], of[kept]))
     pair = np.r_[np.flatnonzero(inside), of[kept]]
     return np.r_[geometry[inside], parts[kept]], chip[pair], source[pair]
+
+
+def _near(geometry: Geometries, source: Ints, bounds_utm: NDArray[np.float64]) -> Geometries:
+    """Features `source` [K] (rows of `geometry`), of huge areas only what is near the chips.
+
+    A cut looks at every vertex: a lake is first cut to the shard and a chip around it.
+    """
+    whole = geometry[source]
+    huge = (shapely.get_num_coordinates(whole) > _HUGE) & (_dimensions(whole) == Kind.POLYGON)
+    rows = np.unique(source[huge])
+    if len(rows):
+        low, high = bounds_utm[:, :2].min(axis=0), bounds_utm[:, 2:].max(axis=0)
+        margin = bounds_utm[0, 2] - bounds_utm[0, 0]
+        around = shapely.box(*(low - margin), *(high + margin))
+        near = shapely.intersection(geometry[rows], around)
+        # A mere touch out there beside it makes a collection, which cannot be cut again.
+        near = np.where(shapely.get_type_id(near) == 7, geometry[rows], near)
+        at = np.flatnonzero(np.isin(source, rows))
+        whole[at] = near[np.searchsorted(rows, source[at])]
+    return whole
 
 
 def _joined(parts: Geometries, of: Ints) -> tuple[Geometries, Ints]:

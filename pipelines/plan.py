@@ -41,7 +41,7 @@ from schemas.splits import Split
 from schemas.storage import Location
 
 STAGES = {
-    "scenes": 2, "objects": 1, "tags": 1, "relations": 1, "anchors": 1, "correspondence": 1,
+    "scenes": 2, "objects": 2, "tags": 1, "relations": 1, "anchors": 1, "correspondence": 1,
     "labels": 1, "statistics": 1, "checks": 1, "store": 4,
 }  # fmt: skip
 """Version of each stage's output. Raise it when the bytes change: shards are then built anew."""

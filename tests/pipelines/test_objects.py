@@ -164,6 +164,25 @@ def test_a_coast_of_many_vertices_is_clipped_like_any_other() -> None:
     assert objects.size[objects.kind == 2].sum() == pytest.approx(shapely.Polygon(coast).area)
 
 
+def test_a_lake_of_very_many_vertices_is_clipped_like_any_other() -> None:
+    angle = np.linspace(0, 2 * np.pi, 12_000, endpoint=False)
+    radius = 40 + 0.4 * np.cos(angle * 3000)
+    rim = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    # A second lake has an arm that runs along the edge of all that is looked at.
+    arm = shapely.box(-8.0, -60.0, -4.0, 40.0)
+    lakes = [shapely.Polygon(rim), shapely.union(shapely.Polygon(rim), arm)]
+    assert all(shapely.get_num_coordinates(lake) > 4096 for lake in lakes)
+    features = _features(lakes, "natural=water")
+    bounds = _lattice(8, 4.0)
+    objects = clip(features, bounds, ALL)
+    _check_against(_one_at_a_time(features, bounds), objects)
+    for chip, source, geometry in zip(objects.chip, objects.source, objects.geometry, strict=True):
+        direct = shapely.intersection(lakes[source], shapely.box(*bounds[chip]))
+        assert any(
+            geometry.equals_exact(p, 1e-9, normalize=True) for p in shapely.get_parts(direct)
+        )
+
+
 def test_a_point_on_a_border_belongs_to_one_chip() -> None:
     xy = [(x, y) for x in (0, 8, 12, 16) for y in (0, 4, 8, 16)]
     objects = clip(_features([shapely.Point(p) for p in xy], "natural=tree"), _lattice(2), ALL)
