@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +39,16 @@ def weighted_rows(table: Tensor, index: Tensor, offset: Tensor, weight: Tensor) 
     return F.embedding_bag(
         index, table, offset, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
+
+
+def uniform(
+    shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draws from [0, 1), float32."""
+    # Without a size known in advance, compiled code can draw from the global generator only.
+    if generator is None:
+        return torch.rand(shape, device=device)
+    return torch.rand(shape, device=device, generator=generator)
 
 
 def run_offsets(sorted_index: Tensor, runs: int) -> Tensor:

@@ -27,7 +27,7 @@ from geolink.models.losses import (
     reconstruction_loss,
 )
 from geolink.models.masking import mask_nodes, mask_patches, most_masked, node_slots
-from geolink.models.ops import grid_sincos, patchify, sincos, take, weighted_rows
+from geolink.models.ops import grid_sincos, patchify, sincos, take, uniform, weighted_rows
 from geolink.models.osm import GraphLayerNorm, OsmEncoder, Set2Set, set2set
 from schemas.errors import GeoLinkError
 from schemas.training import ModelConfig
@@ -161,14 +161,14 @@ class GeoLink(nn.Module):
         c = self.config
         patches = self._patches(images, graph)
         if mask_noise is None:
-            mask_noise = torch.rand(patches.shape[:2], device=images.device, generator=generator)
+            mask_noise = uniform(patches.shape[:2], images.device, generator)
         visible, restore, masked = mask_patches(mask_noise, c.mask_ratio)
         tokens = self._encode_patches(patches, visible)[-1]
         prediction = self._decode(tokens, restore)
 
         noise = node_noise
         if noise is None:
-            noise = torch.rand(graph.nodes, device=images.device, generator=generator)
+            noise = uniform((graph.nodes,), images.device, generator)
         capacity = c.max_masked_nodes
         if node_mask is None:
             node_mask = mask_nodes(graph, noise, c.node_mask_ratio)
@@ -278,7 +278,7 @@ class GeoLink(nn.Module):
         if last in maps:
             nodes = self.encode_nodes(graph)
             every = torch.ones_like(graph.chip, dtype=torch.bool)
-            noise = torch.rand(graph.nodes, device=images.device, generator=generator)
+            noise = uniform((graph.nodes,), images.device, generator)
             slot, valid = node_slots(graph, every, noise, max_nodes)
             position = self.fusion_img_pos_embed[:, 1:]
             maps[last], _ = self._fuse(normed[:, 1:], position, nodes, slot, valid, graph)
