@@ -203,16 +203,26 @@ def export(
 @click.argument("config", type=_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pretrain(config: Path, as_json: bool) -> None:
-    """Pretrain an encoder from CONFIG (YAML); run again to resume an interrupted run."""
+    """Pretrain an encoder from CONFIG (YAML); run again to resume an interrupted run.
+
+    On several devices of this machine by `devices` in CONFIG; on several machines, or with another
+    launcher, by `torchrun -m geolink.cli pretrain CONFIG` or srun.
+    """
     from geolink.cli import output
+    from geolink.training.distributed import OtherRankFailed, launched_rank
     from geolink.training.loop import pretrain as run
     from schemas.load import load_config
     from schemas.training import TrainConfig
 
     training = load_config(config, TrainConfig)
-    with output.step_progress(quiet=as_json) as progress:
-        result = run(training, progress=progress)
-    output.run_summary(result, as_json=as_json)
+    first = launched_rank() == 0
+    try:
+        with output.step_progress(quiet=as_json or not first) as progress:
+            result = run(training, progress=progress)
+    except OtherRankFailed:
+        sys.exit(MISTAKE)
+    if first:
+        output.run_summary(result, as_json=as_json)
     if not result.finished:
         sys.exit(INTERRUPTED)
 
