@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flows.pages import data_url, render, write
+from geolink.page.base import data_url, render, write
 from geolink.reader import Dataset
 from geolink.show import draw_chips, draw_map, pick_chips
 from pipelines.build import BuildResult
@@ -40,7 +40,7 @@ def write_page(
     objects = sum(r.objects for b in builds.values() for r in b.rows)
     edges = sum(r.edges for b in builds.values() for r in b.rows)
     html = render(
-        "page.html.j2",
+        "flows/page.html.j2",
         title=place,
         headline="From an OSM extract and satellite scenes to a trained encoder",
         subtitle=f"GeoLink's whole path, run offline over {place}.",

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flows.pages import data_url
 from flows.report.layers import SEVERITIES
+from geolink.page.base import data_url
 from geolink.show import class_colors, rgb
 from schemas.dataset import DatasetInfo, SnapshotRow, read_arrays
 from schemas.findings import CHIP_FLAGS, FINDINGS

@@ -5,12 +5,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flows.pages import render, write
 from flows.report import facts, layers, map, pictures
 from flows.report.charts import charts
 from flows.report.projection import corners
 from flows.report.records import Records, read_records
 from flows.report.survey import Survey, survey
+from geolink.page.base import render, write
 from pipelines.history import history
 from schemas.dataset import DatasetInfo, Snapshot, read_info, read_snapshot
 from schemas.errors import GeoLinkError
@@ -39,7 +39,7 @@ def write_report(dataset: Location, page: Path, *, snapshot: int | None = None) 
     scenes, scene_count = facts.scene_rows(found.rows, seen, records)
     worst, typical = pictures.worst_chips(found.rows), pictures.typical_chips(found.rows)
     html = render(
-        "report/page.html.j2",
+        "flows/report/page.html.j2",
         info=found.info, number=found.number, version=version("geolink-osm"),
         published=next(s.published for s in steps if s.snapshot == found.number),
         steps=steps[: -_HISTORY - 1 : -1], steps_left_out=max(len(steps) - _HISTORY, 0),

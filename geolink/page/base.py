@@ -1,4 +1,4 @@
-"""What GeoLink's HTML pages share: templates, one look, and how text of others is shown."""
+"""Templates and how text of others is shown."""
 
 import base64
 import unicodedata
@@ -12,7 +12,7 @@ from schemas.errors import GeoLinkError
 
 
 def render(template: str, **values: object) -> str:
-    """A page from a template of this folder; every value is escaped.
+    """A page from a template, named by its package and file; every value is escaped.
 
     Templates write text that people or files brought as `{{ text | foreign }}`.
     """
@@ -20,12 +20,15 @@ def render(template: str, **values: object) -> str:
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(
-            lambda name: files("flows").joinpath(name).read_text(encoding="utf-8")
-        ),
+        loader=jinja2.FunctionLoader(_read),
     )
     environment.filters |= {"foreign": foreign, "visible": visible}
     return environment.get_template(template).render(**values)
+
+
+def _read(name: str) -> str:
+    package, _, path = name.partition("/")
+    return files(package).joinpath(path).read_text(encoding="utf-8")
 
 
 def foreign(text: object) -> Markup:

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 from pyproj import Geod
 
-from flows.pages import foreign
 from flows.report import write_report
 from flows.report.layers import Layer
 from flows.report.map import CELLS, draw_map
 from flows.report.pictures import typical_chips, worst_chips
 from flows.report.projection import corners, project_for, to_plane
 from geolink.cli.main import cli
+from geolink.page.base import foreign
 from pipelines.catalog import open_catalog
 from pipelines.snapshot import publish
 from pipelines.store import prepare_dataset
