@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from schemas.errors import GeoLinkError, NetworkFault
 from schemas.storage import writing
 from schemas.storage_local import locked
 
+_log = logging.getLogger(__name__)
 _TIMEOUT_S = (10.0, 60.0)
 _CHUNK = 1 << 16
 """Bytes written at a time: what is lost at most where a transfer breaks off."""
@@ -38,6 +41,8 @@ def download(url: str, folder: Path, suffix: str) -> Path:
     MD5 that servers of OSM extracts offer beside it (`URL.md5`), are checked. Network faults,
     5xx and 429 (Retry-After is obeyed) are tried again, by `pipelines.remote`'s times.
 
+    The file is made young, so that `remove_superseded` leaves it while it is in use.
+
     Raises NetworkFault if it may be had later, GeoLinkError if not.
     """
     if not re.match(r"https?://", url):
@@ -51,7 +56,9 @@ def download(url: str, folder: Path, suffix: str) -> Path:
         session.headers["Accept-Encoding"] = "identity"
         for attempt in range(remote.TRIES):
             try:
-                return _fetch(session, url, slot, folder, suffix)
+                path = _fetch(session, url, slot, folder, suffix)
+                path.touch()
+                return path
             except (_TryAgain, requests.RequestException) as error:
                 fault = error
             if attempt + 1 < remote.TRIES:
@@ -62,6 +69,29 @@ def download(url: str, folder: Path, suffix: str) -> Path:
         f"cannot download {public(url)} ({_brief(fault)}, {remote.TRIES} times); run again, which "
         "goes on where it stopped, or fetch the file yourself and give its path"
     )
+
+
+def remove_superseded(folder: Path, grace: timedelta) -> list[Path]:
+    """Remove downloaded files that their address no longer has, where none of them was used within
+    the grace; what was removed. A file that seems to come from the future is young.
+    """
+    current = {_read(known).get("sha256") for known in folder.glob("url-*/known.json")}
+    removed = []
+    for path in sorted(folder.glob("*.*")):
+        sha256 = path.name.split(".")[0]
+        if path.is_symlink() or not re.fullmatch("[0-9a-f]{64}", sha256) or sha256 in current:
+            continue
+        try:
+            if time.time() - path.stat().st_mtime > grace.total_seconds():
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:  # another process was faster
+            continue
+        except OSError as error:
+            _log.warning("cannot remove the superseded download %s: %s", path, error)
+    for path in removed:
+        _log.warning("removed %s: its address has a newer version", path)
+    return removed
 
 
 def _brief(error: Exception) -> str:

@@ -18,7 +18,8 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from pipelines.download import download
+from pipelines.download import download, remove_superseded
+from pipelines.gc import GRACE
 from pipelines.osm_convert import check_keys, check_pbf, convert_pbf, survey_pbf
 from pipelines.osm_find import find_extracts
 from pipelines.osm_merge import merge_pbfs
@@ -69,6 +70,7 @@ def extract_of(source: OsmSource, region: Region, cache: Path) -> Extract:
     fetched = cache / "osm" / "downloaded"
     pbfs = [download(n, fetched, ".osm.pbf") if "://" in n else Path(n) for n in names]
     extract = convert_extracts(pbfs, cache, source)
+    remove_superseded(fetched, GRACE)
     return replace(extract, source=public(", ".join(names)), counts={**extract.counts, **counts})
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import osmium
@@ -17,7 +18,7 @@ import shapely
 from osmium.osm import mutable
 
 from pipelines import remote
-from pipelines.download import download
+from pipelines.download import download, remove_superseded
 from pipelines.osm import convert_extracts, extract_of
 from pipelines.osm_find import find_extracts
 from pipelines.osm_merge import merge_pbfs
@@ -69,6 +70,32 @@ def test_an_address_that_changes_its_content_gives_a_new_file(
     (server.folder / "x.osm.pbf").write_bytes(b"new" + data)
     new = _get(server, tmp_path)
     assert (old.read_bytes(), new.read_bytes()) == (data, b"new" + data)
+
+
+def test_a_version_that_its_address_no_longer_has_is_removed_when_it_is_old(
+    server: Server, data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, grace = tmp_path / "cache", timedelta(hours=24)
+    first, mine = _get(server, tmp_path), cache / "mine.osm.pbf"
+    mine.write_bytes(data)
+    (server.folder / "x.osm.pbf").write_bytes(data[::-1])
+    second = _get(server, tmp_path)
+    assert remove_superseded(cache, grace) == []  # somebody may be reading it
+    days_ago = time.time() - 2 * 86400
+    for path in (first, second, mine):
+        os.utime(path, (days_ago, days_ago))
+    assert remove_superseded(cache, grace) == [first]
+    assert (first.exists(), second.exists(), mine.exists()) == (False, True, True)
+    assert f"removed {first}" in caplog.text
+    # What is used becomes young; back at the first version, the second one is the old one.
+    os.utime(second, (days_ago, days_ago))
+    assert _get(server, tmp_path) == second
+    assert time.time() - second.stat().st_mtime < 60
+    (server.folder / "x.osm.pbf").write_bytes(data)
+    assert _get(server, tmp_path) == first
+    future = time.time() + 86400
+    os.utime(second, (future, future))
+    assert remove_superseded(cache, grace) == []
 
 
 def test_a_transfer_that_is_cut_goes_on_where_it_stopped(
