@@ -24,10 +24,51 @@ VIT_SIZES = {
 """`embed_dim`, `depth`, `num_heads` by name (Dosovitskiy et al. 2021, table 1; Touvron et al.)."""
 
 
+class Geolink2Config(Config):
+    """What the variant geolink2 does beyond the paper, each to be switched off alone."""
+
+    classes: Annotated[int, Field(ge=1, le=254, description="Classes of the taxonomy.")] = 20
+    dense_weight: Annotated[
+        float, Field(ge=0, description="Weight of the classes that cover each visible patch.")
+    ] = 0.1
+    object_weight: Annotated[
+        float, Field(ge=0, description="Weight of the class of each object, from its patches.")
+    ] = 0.1
+    patch_object_weight: Annotated[
+        float, Field(ge=0, description="Weight of the contrast of patches with their objects.")
+    ] = 0.1
+    sigmoid: Annotated[
+        bool, Field(description="The contrast judges every pair alone, so needs no large batch.")
+    ] = True
+    relations: Annotated[
+        bool, Field(description="Attention between objects knows their spatial relation.")
+    ] = True
+    kind_attention: Annotated[
+        bool, Field(description="Points, lines and polygons of a chip are weighed against others.")
+    ] = True
+    correspondence: Annotated[
+        bool, Field(description="Fusion is guided by which patches an object meets.")
+    ] = True
+    centred_positions: Annotated[
+        bool, Field(description="Objects are placed on the patch lattice without the half patch.")
+    ] = True
+    registers: Annotated[int, Field(ge=0, description="Register tokens of the image encoder.")] = 4
+    guided_masking: Annotated[
+        float,
+        Field(ge=0, le=1, description="How much rather patches are hidden that OSM explains."),
+    ] = 0.0
+
+
 class ModelConfig(Config):
     """Sizes and loss weights of a model; the defaults are a small model for small chips."""
 
-    variant: Annotated[Literal["paper"], Field(description="`paper`: as published.")] = "paper"
+    variant: Annotated[
+        Literal["paper", "geolink2"],
+        Field(description="`paper`: as published; `geolink2`: beyond it (docs/model.md)."),
+    ] = "paper"
+    geolink2: Annotated[
+        Geolink2Config, Field(description="What geolink2 does; not used by `paper`.")
+    ] = Geolink2Config()
     image_size: Annotated[int, Field(ge=8, description="Pixels along a side.")] = 64
     patch_size: Annotated[int, Field(ge=2, description="Pixels along a side of a patch.")] = 8
     bands: Annotated[int, Field(ge=1, description="Image bands.")] = 3

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from geolink.models.geolink2 import GeoLink2
 from geolink.models.paper import GeoLink
 from schemas.training import ModelConfig
 
-PretrainModel = GeoLink
+PretrainModel = GeoLink | GeoLink2
 """What is trained, saved and evaluated: any model that `make_model` makes."""
 
 
@@ -18,4 +19,5 @@ def make_model(config: ModelConfig, tag_table: Tensor | None = None) -> Pretrain
         config: variant, sizes, loss weights.
         tag_table: float [V, tag_dim], text embeddings of the tags; may be set later.
     """
-    return GeoLink(config, tag_table)
+    variant = GeoLink2 if config.variant == "geolink2" else GeoLink
+    return variant(config, tag_table)

@@ -1,0 +1,119 @@
+"""What `geolink2` learns from objects beside the contrast of whole chips.
+
+All of it goes by one matrix, `correspondence`: how much each object of a chip has to do with each
+patch. It is made from the graph that came through the augmentation, so it fits the pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geolink.graph import GraphBatch
+from geolink.models.losses import weighted_mean
+from geolink.models.ranks import gather, rank
+from schemas.layout import Kind
+
+
+def correspondence(graph: GraphBatch, slot: Tensor, valid: Tensor, patches: int) -> Tensor:
+    """Share of each patch in each object that has a slot: float32 [B, K, patches].
+
+    slot, valid: int64, bool [B, K] (`geolink.models.masking.node_slots`). Polygons: share of the
+    patch's area; lines: share of the object's length.
+    """
+    cells = slot.numel()
+    place = torch.full((graph.nodes + 1,), -1, device=slot.device)
+    filled = torch.where(valid, slot, graph.nodes).flatten()
+    place = place.scatter(0, filled, torch.arange(cells, device=slot.device))
+    place = torch.repeat_interleave(
+        place[:-1], graph.patch_offset.diff(), output_size=graph.patch.shape[0]
+    )
+    # What has no slot goes to one more cell at the end, which is cut off.
+    cell = torch.where(place >= 0, place * patches + graph.patch, cells * patches)
+    flat = graph.patch_weight.new_zeros(cells * patches + 1)
+    return flat.index_add(0, cell, graph.patch_weight)[:-1].view(*slot.shape, patches)
+
+
+def cover(shares: Tensor, kind: Tensor, osm_class: Tensor, classes: int) -> Tensor:
+    """How much of each patch each class covers: float32 [B, L, classes] in [0, 1].
+
+    Polygons count by area; a line or point that meets a patch counts in full, since its width is
+    not known. Classes may overlap: a house stands in its residential area.
+
+    Args:
+        shares: [B, K, L] (`correspondence`).
+        kind, osm_class: [B, K] of each slot; class 0 (none) counts for nothing.
+        classes: of the taxonomy.
+    """
+    polygon = (kind == Kind.POLYGON)[..., None]
+    met = torch.where(polygon, shares, (shares > 0).to(shares.dtype))
+    of_class = F.one_hot(osm_class.long(), classes + 1)[..., 1:].to(shares.dtype)
+    return torch.bmm(met.transpose(1, 2), of_class).clamp(max=1.0)
+
+
+def dense_loss(logit: Tensor, covered: Tensor, weight: Tensor | None) -> Tensor:
+    """Binary cross-entropy [B, V, C] of each class's cover, summed over the classes.
+
+    Patches of which OSM says nothing are left out: nothing mapped does not mean nothing there.
+    """
+    loss = F.binary_cross_entropy_with_logits(
+        logit.float(), covered.float(), reduction="none"
+    ).sum(-1)  # fmt: skip
+    stated = covered.sum(-1).clamp(max=1.0).float()
+    return weighted_mean(loss, stated if weight is None else stated * weight[:, None])
+
+
+def class_loss(logit: Tensor, osm_class: Tensor, seen: Tensor, weight: Tensor | None) -> Tensor:
+    """Cross-entropy [B, K, C] of the classes (int [B, K], 0: none) of the objects seen (bool)."""
+    target = (osm_class.long() - 1).clamp(min=0)
+    loss = F.cross_entropy(logit.float().transpose(1, 2), target, reduction="none")
+    counted = (seen & (osm_class > 0)).float()
+    return weighted_mean(loss, counted if weight is None else counted * weight[:, None])
+
+
+def patch_object_loss(
+    patch: Tensor, node: Tensor, osm_class: Tensor, kept: Tensor, temperature: float
+) -> Tensor:
+    """InfoNCE both ways between S patches and an object each: projections [S, d].
+
+    Pairs that are not kept (bool [S]) count for nothing. Objects of one class are no negatives of
+    one another: most of them look alike.
+    """
+    patch, node = F.normalize(patch.float(), dim=-1), F.normalize(node.float(), dim=-1)
+    with torch.autocast(patch.device.type, enabled=False):
+        logit = patch @ node.t() / temperature
+    same = osm_class[:, None] == osm_class
+    itself = torch.eye(len(patch), dtype=torch.bool, device=patch.device)
+    out = ~kept[:, None] | ~kept | (same & ~itself)
+    logit = logit.masked_fill(out, -1e9)
+    loss = -(logit.log_softmax(1).diagonal() + logit.log_softmax(0).diagonal()) / 2
+    return weighted_mean(torch.where(kept, loss, 0.0), kept.float())
+
+
+def sigmoid_loss(
+    image: Tensor,
+    region: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    has_region: Tensor,
+    weight: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Each pair of image and region [B, d] judged alone: match or not (Zhai et al. 2023, eq. 1).
+
+    Chips without a region are left out, and pairs in `out` (bool [B, chips of all ranks]).
+    """
+    image, region = F.normalize(image.float(), dim=-1), F.normalize(region.float(), dim=-1)
+    regions, some = gather(region), gather(has_region)
+    with torch.autocast(image.device.type, enabled=False):
+        logit = image @ regions.t() * log_scale.exp() + bias
+    itself = torch.arange(len(image), device=image.device) + rank() * len(image)
+    match = itself[:, None] == torch.arange(len(regions), device=image.device)
+    loss = -F.logsigmoid(torch.where(match, logit, -logit))
+    left_out = ~(has_region[:, None] & some)
+    if out is not None:
+        left_out = left_out | out
+    loss = loss.masked_fill(left_out, 0.0).sum(1)
+    counted = has_region.float()
+    return weighted_mean(loss, counted if weight is None else counted * weight)
