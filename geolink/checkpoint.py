@@ -37,6 +37,17 @@ MODEL, OPTIMIZER, EMA, META, TRAINER = (
 )  # fmt: skip
 
 
+class PublishedWeights(BaseModel):
+    """The published file that a checkpoint was converted from (`geolink convert`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: Annotated[str, Field(description="Its name.")]
+    sha256: Annotated[str, Field(description="Of its bytes.")]
+    layout: Annotated[str, Field(description="Layout of its names.")]
+    stated: Annotated[dict[str, Any], Field(description="Its own `model_config`.")]
+
+
 class CheckpointMeta(BaseModel):
     """`config.json` of a checkpoint."""
 
@@ -45,9 +56,11 @@ class CheckpointMeta(BaseModel):
     geolink: Annotated[str, Field(description="Version that wrote it.")]
     revision: Annotated[str | None, Field(description="Git revision of the code, if any.")]
     step: Annotated[int, Field(ge=0, description="Steps done.")]
-    steps: Annotated[int, Field(ge=1, description="Steps of the whole run.")]
+    steps: Annotated[int, Field(ge=0, description="Steps of the whole run; 0: not trained here.")]
     dataset: Annotated[str, Field(description="Name of the dataset.")]
-    snapshot: Annotated[int, Field(ge=1, description="Snapshot of the dataset.")]
+    snapshot: Annotated[
+        int, Field(ge=0, description="Snapshot of the dataset; 0: there is none behind it.")
+    ]
     tag_encoder: Annotated[str, Field(description="Text encoder of the tags.")]
     licences: Annotated[
         tuple[Licence, ...], Field(description="Terms of what it learnt from.")
@@ -56,12 +69,17 @@ class CheckpointMeta(BaseModel):
     classes: Annotated[
         tuple[str, ...] | None, Field(description="Names of the classes of the dataset's taxonomy.")
     ] = None
-    nodata: Annotated[int, Field(description="Stored value of pixels without data.")]
+    nodata: Annotated[
+        int, Field(description="Stored value of pixels without data; -1: there are none.")
+    ]
     mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
     std: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
     validation: Annotated[
         float | None,
         Field(description="Balanced accuracy of kNN on the validation split, if evaluated."),
+    ] = None
+    published: Annotated[
+        PublishedWeights | None, Field(description="Where converted weights come from.")
     ] = None
     config: TrainConfig
 
@@ -186,7 +204,7 @@ def load_model(path: Path) -> tuple[PretrainModel, CheckpointMeta]:
     Raises GeoLinkError: nothing there, a file missing, truncated or not of its format, parameters
     that are not the model's.
     """
-    folder = _folder(path)
+    folder = checkpoint_folder(path)
     meta = read_meta(folder)
     model = make_model(meta.config.model)
     load_weights(folder, model)
@@ -215,6 +233,14 @@ def load_weights(folder: Path, model: nn.Module) -> None:
             f"it does not fit the model in {META} beside it"
         )
     model.load_state_dict(found, strict=False)
+
+
+def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's parameters as its files hold them, averaged ones in the place of the others.
+
+    Raises GeoLinkError if they cannot be read.
+    """
+    return _read_tensors(folder / MODEL) | load_average(folder)
 
 
 def load_optimizer(folder: Path) -> dict[str, Tensor]:
@@ -252,7 +278,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises GeoLinkError as `load_model`.
     """
-    folder = _folder(path)
+    folder = checkpoint_folder(path)
     model, meta = load_model(folder)
     parameters = sum(p.numel() for p in model.parameters())
     encoder = sum(p.numel() for p in model.img_encoder.parameters())
@@ -277,7 +303,11 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def _folder(path: Path) -> Path:
+def checkpoint_folder(path: Path) -> Path:
+    """A checkpoint folder as it is, or the last checkpoint of a run folder.
+
+    Raises GeoLinkError if it is neither.
+    """
     if (path / MODEL).exists() or (path / META).exists():
         return path
     if not path.is_dir():
