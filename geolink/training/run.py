@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _same_run(config: TrainConfig, path: Path) -> int:
         raise GeoLinkError(
             f"{path} is damaged ({type(error).__name__}); give a new folder as run"
         ) from None
-    if difference := _first_difference(begun.model_dump(), config.model_dump()):
+    if difference := first_difference(begun.model_dump(), config.model_dump()):
         field, then, now = difference
         raise GeoLinkError(
             f"{config.run} holds a run with {field} {then}, now it is {now}; "
@@ -88,15 +89,16 @@ def _same_run(config: TrainConfig, path: Path) -> int:
     return snapshot
 
 
-def _first_difference(
-    then: dict[str, Any], now: dict[str, Any], at: str = ""
+def first_difference(
+    then: dict[str, Any], now: dict[str, Any], free: Container[str] = FREE, at: str = ""
 ) -> tuple[str, object, object] | None:
+    """The first field in which two configs differ, with both values; `free` ones may."""
     for name, old in then.items():
-        if not at and name in FREE:
+        if not at and name in free:
             continue
         new = now[name]
         if isinstance(old, dict):
-            if inner := _first_difference(old, new, f"{at}{name}."):
+            if inner := first_difference(old, new, (), f"{at}{name}."):
                 return inner
         elif old != new:
             return f"{at}{name}", old, new

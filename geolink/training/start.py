@@ -10,6 +10,7 @@ from geolink.checkpoint import CheckpointMeta, load_model
 from geolink.models.build import PretrainModel
 from geolink.models.published import load_published
 from geolink.reader import Dataset
+from geolink.training.run import first_difference
 from schemas.errors import GeoLinkError
 
 _TIMM = "timm:"
@@ -105,10 +106,12 @@ def _check_same_data(
             + (f" ({other!r} is a class of one only)" if other else " (another order of classes)")
             + ": start from other weights"
         )
-    for name, value in theirs.model_dump().items():
-        if name not in _FREE and getattr(ours, name) != value:
+    other_model = first_difference(theirs.model_dump(), ours.model_dump(), _FREE)
+    if other_model is not None:
+        name, value, mine = other_model
+        if not name.startswith("geolink2.") or ours.variant == "geolink2":
             raise GeoLinkError(
-                f"{path} has model.{name} {value}, but the config says {getattr(ours, name)}: "
+                f"{path} has model.{name} {value}, but the config says {mine}: "
                 "give the same value, or start from other weights"
             )
 

@@ -1,0 +1,198 @@
+"""Rates by step and layer; the average of the weights; where weights start."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from geolink.checkpoint import checkpoints, load_model
+from geolink.models import GeoLink
+from geolink.training import loop
+from geolink.training.log import read_log
+from geolink.training.loop import pretrain
+from geolink.training.optim import learning_rate, make_optimizer, rate_factor, set_rate
+from schemas.errors import GeoLinkError
+from schemas.training import ModelConfig, TrainConfig
+from tests.geolink.test_training import TINY, assert_same_run, config, fail_at
+from tests.shards import make_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset"), shards=3, chips=7)
+
+
+def rates(steps: int, **changes: Any) -> list[float]:
+    c = TrainConfig(dataset=Path("d"), run=Path("r"), lr=2.0, **changes)
+    return [learning_rate(c, step, steps) for step in range(1, steps + 1)]
+
+
+def test_warm_up_stable_decay_rises_stays_and_falls_in_a_line() -> None:
+    found = rates(100, schedule="wsd", warmup=0.1, cooldown=0.2)
+    assert found[:10] == pytest.approx([0.2 * n for n in range(1, 11)])
+    assert set(found[10:81]) == {2.0}
+    assert found[80:] == pytest.approx([0.1 * n for n in range(20, 0, -1)])
+    # All of the steps may rise or fall.
+    assert rates(4, schedule="wsd", warmup=0.0, cooldown=1.0) == [2.0, 1.5, 1.0, 0.5]
+    with pytest.raises(ValueError, match="more than all steps"):
+        rates(10, schedule="wsd", warmup=0.5, cooldown=0.6)
+
+
+def test_each_layer_of_the_image_encoder_has_its_rate() -> None:
+    expected = {
+        "patch_embed.proj.weight": 0.5**3, "cls_token": 0.5**3,
+        "img_encoder.blocks.0.mlp.fc1.weight": 0.5**2, "img_encoder.blocks.1.norm1.bias": 0.5,
+        "img_norm.weight": 1.0, "osm_mask_token.point": 1.0, "img_decoder_mlp.weight": 1.0,
+    }  # fmt: skip
+    model = GeoLink(TINY.model_copy(update={"depth": 2}))
+    c = TrainConfig(
+        dataset=Path("d"), run=Path("r"), model=model.config, layer_decay=0.5, weight_decay=0.3
+    )
+    optimizer = make_optimizer(model, c)
+    set_rate(optimizer, 8.0)
+    found = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert len(found) == len(trained)
+    for name, factor in expected.items():
+        real = (
+            name.replace("patch_embed", "img_encoder.patch_embed") if name not in trained else name
+        )
+        assert found[id(trained[real])]["lr"] == 8.0 * factor, name
+        assert rate_factor(name, 2, 0.5) == factor
+    for name, parameter in trained.items():
+        group = found[id(parameter)]
+        assert group["weight_decay"] == (0.3 if parameter.squeeze().ndim > 1 else 0.0), name
+    # Without it there are two groups, of one rate.
+    plain = make_optimizer(model, c.model_copy(update={"layer_decay": 1.0}))
+    assert len(plain.param_groups) == 2
+
+
+def test_the_average_is_that_of_the_weights_after_each_step_and_is_what_is_loaded(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, seen = "img_norm.weight", []
+    train_step = loop.train_step
+
+    def watched(t: Any, *args: Any) -> Any:
+        if not seen:
+            seen.append(t.model.img_norm.weight.detach().clone())
+        result = train_step(t, *args)
+        seen.append(t.model.img_norm.weight.detach().clone())
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", watched)
+        pretrain(config(dataset, tmp_path / "run", ema=0.75))
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.75 * average + 0.25 * weight
+    last = checkpoints(tmp_path / "run")[-1]
+    torch.testing.assert_close(load_file(last / "ema.safetensors")[name], average)
+    model, _ = load_model(tmp_path / "run")
+    torch.testing.assert_close(model.img_norm.weight, average)
+    assert torch.equal(load_file(last / "model.safetensors")[name], seen[-1])
+    assert not torch.equal(average, seen[-1])
+
+    # It goes on to the bit where a run was broken.
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        fail_at(7, patch, fail)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config(dataset, tmp_path / "again", ema=0.75))
+    pretrain(config(dataset, tmp_path / "again", ema=0.75))
+    assert_same_run(tmp_path / "again", tmp_path / "run")
+    again = load_file(checkpoints(tmp_path / "again")[-1] / "ema.safetensors")
+    whole = load_file(last / "ema.safetensors")
+    assert all(torch.equal(again[n], whole[n]) for n in whole)
+
+
+def test_a_run_starts_from_the_weights_of_another(dataset: Path, tmp_path: Path) -> None:
+    first = config(dataset, tmp_path / "first", epochs=1)
+    pretrain(first)
+    # A rate of next to nothing: what is learnt is what it started from.
+    second = config(dataset, tmp_path / "second", epochs=1, lr=1e-12, start=str(tmp_path / "first"))
+    result = pretrain(second)
+    assert "started from the weights of" in result.notes[0]
+    ours, theirs = (
+        load_file(checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("first", "second")
+    )
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_that_do_not_fit_are_refused_in_a_sentence(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = tmp_path / "trained"
+    pretrain(config(dataset, trained, epochs=1))
+    folder = checkpoints(trained)[-1]
+    meta = folder / "config.json"
+    content = meta.read_text()
+    other = ModelConfig(**{**TINY.model_dump(), "patch_size": 16})
+    for old, new, model, text in (
+        ('"red"', '"swir"', TINY, r"was trained on bands swir, .* has red"),
+        ('"tag_encoder": "wordllama"', '"tag_encoder": "clip"', TINY, "encoded by clip"),
+        ('"residential"', '"suburb"', TINY, "another taxonomy .*'suburb' is a class of one only"),
+        ("", "", other, "has model.patch_size 8, but the config says 16"),
+    ):
+        assert old in content
+        meta.write_text(content.replace(old, new, 1) if old else content)
+        with pytest.raises(GeoLinkError, match=text):
+            pretrain(config(dataset, tmp_path / "run", model=model, start=str(folder)))
+    with pytest.raises(GeoLinkError, match="does not exist"):
+        pretrain(config(dataset, tmp_path / "run", start="nowhere"))
+
+
+def test_an_encoder_of_timm_is_a_start_if_it_fits(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+    made = []
+
+    def offline(name: str, *, pretrained: bool, **kwargs: Any) -> Any:
+        assert pretrained
+        made.append(create(name, patch_size=8, depth=1, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    run = config(dataset, tmp_path / "run", epochs=1, lr=1e-12, start="timm:vit_tiny_patch16_224")
+    with pytest.raises(GeoLinkError, match=r"does not fit the model.*blocks\.0.*shape"):
+        pretrain(run)
+    model = TINY.model_copy(update={"embed_dim": 192, "num_heads": 3})
+    pretrain(run.model_copy(update={"model": model}))
+    ours = load_file(checkpoints(tmp_path / "run")[-1] / "model.safetensors")
+    theirs = made[-1].state_dict()
+    torch.testing.assert_close(ours["img_pos_embed"], theirs["pos_embed"])
+    torch.testing.assert_close(
+        ours["img_encoder.blocks.0.attn.qkv.weight"], theirs["blocks.0.attn.qkv.weight"]
+    )
+    # Nothing but named tensors is a start.
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(GeoLinkError, match="does not fit the model"):
+        pretrain(config(dataset, tmp_path / "r", start=str(tmp_path / "x.safetensors")))
+
+
+def test_a_compiled_step_and_recomputed_blocks_are_the_same_run(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_ = torch.nn.Module.compile
+    # The graph that is found is what is tested; code for it takes a minute to make.
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_(self, backend="eager", fullgraph=True)
+    )
+    for name, changes in (
+        ("plain", {}), ("compiled", {"compile": True}),
+        ("again", {"checkpoint_activations": True}),
+    ):  # fmt: skip
+        pretrain(config(dataset, tmp_path / name, epochs=1, log_every=1, **changes))
+    plain, compiled, again = (
+        [line["loss"] for line in read_log(tmp_path / n) if "loss" in line]
+        for n in ("plain", "compiled", "again")
+    )
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    assert again == pytest.approx(plain, rel=1e-6)
