@@ -64,10 +64,12 @@ def well(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def build(api: Server, satellite_config: WriteConfig, town: World) -> Build:
     """Builds the middle of the town over the API, or over the local catalog."""
 
-    def run(name: str = "served", *, local: bool = False, **scenes: Any) -> BuildResult:
+    def run(
+        name: str = "served", *, local: bool = False, workers: int = 1, **scenes: Any
+    ) -> BuildResult:
         source = {"stac": str(town.s2_catalog) if local else api.address, **scenes}
         path = satellite_config(name, scenes=source, region={"bbox": _middle(town)})
-        return build_dataset(load_config(path, DatasetConfig))
+        return build_dataset(load_config(path, DatasetConfig), workers=workers)
 
     return run
 
@@ -123,6 +125,16 @@ def test_over_api_and_http_the_shards_are_those_of_the_local_catalog(
     per_shard = len(api.of(r"\.tif")) / len(result.rows)
     assert per_shard <= 32
     assert len({r.connection for r in api.of(r"\.tif")}) < len(api.of(r"\.tif")) / 3
+
+
+def test_two_workers_over_http_write_the_bytes_of_one(build: Build, api: Server) -> None:
+    api.faults[:] = [Fault(r"red\.tif", "status", 503, times=2), Fault(r"scl\.tif", "cut", times=1)]
+    one, two = build("one"), build("two", workers=2)
+    assert one.failed == two.failed == {}
+    assert len(two.rows) > 1
+    # Of everything, metadata and consolidated attributes included.
+    assert [r.checksum for r in one.rows] == [r.checksum for r in two.rows]
+    assert one.rows == two.rows
 
 
 PASSING = {
