@@ -164,7 +164,23 @@ class Set2Set(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(2 * dim, dim)
+        self.lstm = LstmParameters(2 * dim, dim)
+
+
+class LstmParameters(nn.Module):
+    """Parameters of one layer of an LSTM, as `torch.nn.LSTM` names and draws them.
+
+    Not itself one, because compiled code cannot look into that.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight_ih_l0 = nn.Parameter(torch.empty(4 * out_dim, in_dim))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(4 * out_dim, out_dim))
+        self.bias_ih_l0 = nn.Parameter(torch.empty(4 * out_dim))
+        self.bias_hh_l0 = nn.Parameter(torch.empty(4 * out_dim))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(out_dim**-0.5), out_dim**-0.5)
 
 
 def set2set(
@@ -176,12 +192,10 @@ def set2set(
     nodes. Where it has no node the attention part is zero. Dead nodes are not read.
     """
     chips, dim = graph.chips, nodes.shape[1]
-    lstms = [dict(readouts[k].named_parameters()) for k in KINDS]
+    lstms = [cast(Set2Set, readouts[k]).lstm for k in KINDS]
     # The LSTM's hidden state is also the first half of its input: their weights add up.
-    weight = torch.stack(
-        [(m["lstm.weight_ih_l0"] + F.pad(m["lstm.weight_hh_l0"], (0, dim))).t() for m in lstms]
-    )
-    bias = torch.stack([m["lstm.bias_ih_l0"] + m["lstm.bias_hh_l0"] for m in lstms])[:, None]
+    weight = torch.stack([(m.weight_ih_l0 + F.pad(m.weight_hh_l0, (0, dim))).t() for m in lstms])
+    bias = torch.stack([m.bias_ih_l0 + m.bias_hh_l0 for m in lstms])[:, None]
     run = graph.kind() * chips + graph.chip
     offset = run_offsets(run, 3 * chips)
     every = torch.arange(graph.nodes, device=nodes.device)
