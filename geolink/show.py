@@ -32,12 +32,18 @@ SPLIT_COLORS = {"train": "#4a90d9", "val": "#f2a33c", "test": "#c2557a"}
 _COLUMNS = ("image", "objects by class", "relations", "label_pixel", "correspondence")
 
 
-def rgb(image: NDArray[Any], info: DatasetInfo) -> NDArray[np.float32]:
-    """A chip [band, y, x] as a picture [y, x, 3] in [0, 1], stretched between percentiles."""
+def rgb(
+    image: NDArray[Any], info: DatasetInfo, stretched_as: NDArray[Any] | None = None
+) -> NDArray[np.float32]:
+    """A chip [band, y, x] as a picture [y, x, 3] in [0, 1], stretched between percentiles, its own
+    or another chip's."""
     names = [b.name for b in info.sensor.bands]
     shown = info.sensor.rgb or ((names * 3)[:3] if len(names) < 3 else names[:3])
-    picture = np.stack([image[names.index(b)] for b in shown], axis=-1).astype(np.float32)
-    valid = picture[(picture != info.sensor.nodata).all(axis=-1)]
+    bands = [names.index(b) for b in shown]
+    picture = np.stack([image[b] for b in bands], axis=-1).astype(np.float32)
+    other = image if stretched_as is None else stretched_as
+    values = np.stack([other[b] for b in bands], axis=-1).astype(np.float32)
+    valid = values[(values != info.sensor.nodata).all(axis=-1)]
     if len(valid) == 0:
         return np.zeros_like(picture)
     low, high = np.percentile(valid, (1, 99))

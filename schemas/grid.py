@@ -183,6 +183,13 @@ def neighbours(chip: Chip) -> list[Chip]:
     return [c for c in around if c.col >= 0 and c.row >= 0]
 
 
+def printed_chip(chip_id: NDArray[np.uint64]) -> str:
+    """A chip's packed id (uint64 [2]) as people read it; imported pairs have a hash."""
+    if int(chip_id[0]) == 0:
+        return f"pair-{int(chip_id[1]):016x}"
+    return chip_name(unpack_chip(chip_id))
+
+
 def chip_name(chip: Chip) -> str:
     """Printed chip id, e.g. ``32632-10000-64-1234-56789`` (zone, GSD in mm, size, column, row)."""
     return "-".join(str(part) for part in chip)

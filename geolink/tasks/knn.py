@@ -56,6 +56,8 @@ class LabelledChips:
     label: NDArray[np.int64]
     """Taxonomy class minus 1 [N]: index into the taxonomy's names."""
     left_out: dict[str, int]
+    center_lonlat: NDArray[np.float64]
+    """[N, 2], degrees."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -167,6 +169,7 @@ def collect(
     """
     features: dict[str, list[Tensor]] = {name: [] for name in methods}
     labels: list[NDArray[np.int64]] = []
+    lonlat: list[NDArray[np.float64]] = []
     left_out = {"no_label": 0, "below_min_share": 0}
     scale = meta.band_scale(device)
     for row in dataset.rows:
@@ -185,10 +188,12 @@ def collect(
         for name, extract in methods.items():
             features[name].append(extract(images).cpu())
         labels.append(share[kept].argmax(1))
+        lonlat.append(shard["center_lonlat"][kept])
     return LabelledChips(
         {name: torch.cat(part) if part else torch.zeros(0, 1) for name, part in features.items()},
         np.concatenate(labels) if labels else np.zeros(0, np.int64),
         left_out,
+        np.concatenate([np.zeros((0, 2)), *lonlat]),
     )
 
 

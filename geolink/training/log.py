@@ -32,7 +32,7 @@ from torch import Tensor
 from geolink.training.flops import Speed
 from geolink.training.wandb import open_wandb
 from schemas.errors import GeoLinkError
-from schemas.grid import chip_name, unpack_chip
+from schemas.grid import printed_chip
 from schemas.training import TrainConfig
 
 State = Mapping[str, Any]
@@ -83,6 +83,8 @@ class Log:
         self._start = self._since = time.perf_counter()
         self._waited = 0.0
         self._steps = 0
+        self.step_s = 0.0
+        """What a step took, mean of those of the last line."""
 
     def step(
         self,
@@ -133,6 +135,7 @@ class Log:
         self._write(record)
         self._show(step, figures)
         self.rows.clear()
+        self.step_s = elapsed / max(self._steps, 1)
         self._since, self._waited, self._steps = now, 0.0, 0
         return record
 
@@ -212,13 +215,6 @@ class NoLog:
 
     def close(self) -> None:
         """See `Log`."""
-
-
-def printed_chip(chip_id: NDArray[np.uint64]) -> str:
-    """A chip's packed id (uint64 [2]) as people read it; imported pairs have a hash."""
-    if int(chip_id[0]) == 0:
-        return f"pair-{int(chip_id[1]):016x}"
-    return chip_name(unpack_chip(chip_id))
 
 
 def memory_mb() -> float:

@@ -22,11 +22,13 @@ from geolink.training.average import update_average
 from geolink.training.distributed import gathering, launched, open_ranks, whole
 from geolink.training.draws import Part
 from geolink.training.launch import launch
+from geolink.training.look import look, look_due
 from geolink.training.optim import learning_rate, set_rate
 from geolink.training.parts import chip_context, chip_pairs, endless, moved, split
 from geolink.training.pin import RunPin
 from geolink.training.placement import place_gsd_m
-from geolink.training.setup import Training, hold_run, newly_skipped, open_log, save, set_up
+from geolink.training.reporting import open_log, tell
+from geolink.training.setup import Training, hold_run, newly_skipped, save, set_up
 from geolink.training.signals import stop_on_signals
 from schemas.training import TrainConfig
 
@@ -46,6 +48,8 @@ class RunResult:
     steps: int
     """Steps of the whole run."""
     finished: bool
+    stopped_by: str | None
+    """`SIGINT` or `SIGTERM`, if one of them stopped it."""
     message: str
     """How it ended, for people."""
     notes: tuple[str, ...]
@@ -115,20 +119,29 @@ def train(t: Training, progress: Progress | None) -> RunResult:
                     progress(t.step, t.steps, figures)
             # Looked at once: a signal that comes later is for the next step.
             stopped_by = t.ranks.stop(stop.name)
-            if t.step % config.checkpoint_every == 0 or t.step == t.steps or stopped_by:
+            looked = look_due(t) and not stopped_by
+            if looked:
+                look(t, log, stop)
+                stopped_by = t.ranks.stop(stop.name)
+            at_end = t.step == t.steps or stopped_by
+            if t.step % config.checkpoint_every == 0 or looked or at_end:
                 log.fetch()
                 t.rows = log.rows
                 save(t)
+                tell(t, log)
         t.writer.wait()
         text = f"{t.step} of {t.steps} steps are done"
         if t.step == t.steps:
             pin.remove()
         else:
-            text = f"stopped by {stopped_by}: {text}, all are kept; run again to go on"
-        log.message(t.step, text)
+            text = (
+                f"stopped by {stopped_by}: {text}, all are kept{stop.since()}; run again to go on"
+            )
+        log.message(t.step, text, ended=True)
+        tell(t, log)
     chips = (t.step - first) * config.batch_size
     t.ranks.tell("all is written")
-    return _result(t, text, chips / (time.perf_counter() - started))
+    return _result(t, text, chips / (time.perf_counter() - started), stopped_by)
 
 
 def train_step(t: Training, batch: Batch, lr: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -203,8 +216,10 @@ def seed_step(*numbers: int) -> None:
     torch.manual_seed(int(mixed[0]))
 
 
-def _result(t: Training, message: str, samples_per_s: float) -> RunResult:
+def _result(
+    t: Training, message: str, samples_per_s: float, stopped_by: str | None = None
+) -> RunResult:
     return RunResult(
-        t.config.run, checkpoints(t.config.run)[-1], t.step, t.steps, t.step == t.steps, message,
-        tuple(t.notes), t.loss, samples_per_s,
+        t.config.run, checkpoints(t.config.run)[-1], t.step, t.steps, t.step == t.steps,
+        stopped_by, message, tuple(t.notes), t.loss, samples_per_s,
     )  # fmt: skip

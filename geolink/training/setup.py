@@ -28,16 +28,14 @@ from geolink.checkpoint import (
     model_tensors,
     read_meta,
     read_trainer,
+    step_of,
 )
-from geolink.device import normalise
 from geolink.models.build import PretrainModel, make_model
 from geolink.reader import Dataset, band_statistics, open_dataset, tag_table
-from geolink.stream import ShardStream, read_chips
+from geolink.stream import ShardStream
 from geolink.training.average import begin_average
 from geolink.training.distributed import Ranks, placed, whole, wrap
-from geolink.training.flops import Speed, peak_flops, step_flops
 from geolink.training.lock import locked
-from geolink.training.log import Log, NoLog
 from geolink.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from geolink.training.run import begin_run, open_run, remove_partial
 from geolink.training.start import start_from
@@ -79,6 +77,10 @@ class Training:
     """Figures of the steps since the last log line (`Log.rows`)."""
     loss: float = math.nan
     """Mean loss of the last log line."""
+    validation: float | None = None
+    """Balanced accuracy of kNN on the validation split, if evaluated after the last step."""
+    slow_to_stop: bool = False
+    """Whether it was said that the run is."""
     notes: list[str] = field(default_factory=list)
     """What happened on the way, for people."""
     skipped: set[str] = field(default_factory=set)
@@ -90,13 +92,16 @@ class Training:
         return self.ranks.fabric
 
 
-def set_up(config: TrainConfig, ranks: Ranks, began_with: int | None) -> Training:
+def set_up(
+    config: TrainConfig, ranks: Ranks, began_with: int | None, *, before: int | None = None
+) -> Training:
     """Everything ready for the next step; a stopped run as it stood.
 
     Args:
         config: what to do.
         ranks: this process among those of the run.
         began_with: the snapshot that the run began with, None if it is new (`hold_run`).
+        before: as it stood at the last checkpoint before this step. Default: at the last.
 
     Raises GeoLinkError as `geolink.training.loop.pretrain`.
     """
@@ -104,19 +109,16 @@ def set_up(config: TrainConfig, ranks: Ranks, began_with: int | None) -> Trainin
     with ranks.all_or_none():
         dataset = open_dataset(config.dataset, began_with or config.snapshot)
         table = tag_table(dataset).astype(np.float32)
-        stream = ShardStream(
-            dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
-            window_shards=config.window_shards, memory_mb=config.memory_mb, lanes=config.lanes,
-            readers=config.readers, quality=config.quality, balance=config.balance,
-            on_corrupt=config.on_corrupt, cache=config.cache, rank=ranks.number,
-            world_size=ranks.size, pin=ranks.fabric.device.type == "cuda",
-        )  # fmt: skip
+        pin = ranks.fabric.device.type == "cuda"
+        stream = make_stream(config, dataset, ranks.number, ranks.size, pin=pin)
+        if config.evaluate_every is not None:
+            check_validation(dataset)
         check_fits(config, dataset, table.shape[1], stream.chips)
         torch.manual_seed(config.seed)
         model = make_model(config.model, torch.from_numpy(table))
         if config.start is not None and began_with is None:
             notes.append(start_from(config.start, model, dataset))
-        kept = last_kept(config.run, model, notes)
+        kept = last_kept(config.run, model, notes, before)
     device = ranks.fabric.device
     model.to(device).train()
     if config.checkpoint_activations:
@@ -138,6 +140,26 @@ def set_up(config: TrainConfig, ranks: Ranks, began_with: int | None) -> Trainin
     if kept is not None:
         put_back(t, kept)
     return t
+
+
+def make_stream(
+    config: TrainConfig, dataset: Dataset, rank: int, world_size: int, *, pin: bool = False
+) -> ShardStream:
+    """The run's batches, or a rank's part of each."""
+    return ShardStream(
+        dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
+        window_shards=config.window_shards, memory_mb=config.memory_mb, lanes=config.lanes,
+        readers=config.readers, quality=config.quality, balance=config.balance,
+        on_corrupt=config.on_corrupt, cache=config.cache, rank=rank, world_size=world_size, pin=pin,
+    )  # fmt: skip
+
+
+def check_validation(dataset: Dataset) -> None:
+    """Raises GeoLinkError if there is no validation split to evaluate on."""
+    try:
+        dataset.split_rows("val")
+    except GeoLinkError as error:
+        raise GeoLinkError(f"evaluate_every needs a validation split: {error}") from None
 
 
 @contextmanager
@@ -170,14 +192,18 @@ class Kept:
     average: dict[str, Tensor]
 
 
-def last_kept(run: Path, model: PretrainModel, notes: list[str]) -> Kept | None:
-    """Put the last checkpoint back into the model that is whole, if there is any.
+def last_kept(
+    run: Path, model: PretrainModel, notes: list[str], before: int | None = None
+) -> Kept | None:
+    """Put the last checkpoint (before a step) back into the model that is whole, if there is any.
 
     Checkpoints that are left out are told in the notes. Raises GeoLinkError if there are
     checkpoints but none is whole.
     """
     broken = []
     for folder in reversed(checkpoints(run)):
+        if before is not None and step_of(folder) >= before:
+            continue
         try:
             meta, trainer = read_meta(folder), read_trainer(folder)
             optimizer, average = load_optimizer(folder), load_average(folder)
@@ -225,15 +251,9 @@ def save(t: Training) -> None:
     if t.average is not None:
         tensors[EMA] = whole(t.average)
     if t.ranks.first:
-        t.writer.write(tensors, t.meta.model_copy(update={"step": t.step}), trainer)
-
-
-def open_log(t: Training) -> Log | NoLog:
-    """The log of the run, from where it stands; the first rank writes it."""
-    counted = speed(t)
-    if not t.ranks.first:
-        return NoLog()
-    return Log(t.config, t.model.losses, step=t.step, rows=t.rows, speed=counted)
+        known = {"step": t.step, "validation": t.validation}
+        t.writer.write(tensors, t.meta.model_copy(update=known), trainer)
+    t.validation = None
 
 
 def newly_skipped(t: Training) -> list[str]:
@@ -253,20 +273,6 @@ def wavelengths_um(dataset: Dataset, device: torch.device) -> Tensor | None:
     if any(value is None for value in found):
         return None
     return torch.tensor(found, dtype=torch.float32, device=device) / 1000
-
-
-def speed(t: Training) -> Speed | None:
-    """What a step computes, counted on some chips of the split; none where the device's peak is
-    not known."""
-    peak = peak_flops(t.fabric.device, t.config.precision)
-    if peak is None:
-        return None
-    dataset = open_dataset(t.config.dataset, t.meta.snapshot)
-    batch = next(read_chips(dataset, t.config.split, batch_size=16))
-    images = normalise(batch.image.to(t.fabric.device), *t.band_scale, t.meta.nodata)
-    with t.fabric.autocast():
-        flops = step_flops(t.model, images, batch.graph.to(t.fabric.device))
-    return Speed(flops / len(batch), peak * t.fabric.world_size)
 
 
 def describe(config: TrainConfig, dataset: Dataset, steps: int) -> CheckpointMeta:

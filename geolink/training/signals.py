@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ class StopRequest:
     """Which signal asked to stop, if any."""
 
     name: str | None = None
+    at: float = 0.0
+    """When it came, by `time.monotonic`."""
+
+    def since(self) -> str:
+        """How long ago, for people; nothing if this process got none."""
+        return f", {time.monotonic() - self.at:.1f} s after the signal" if self.name else ""
 
 
 @contextmanager
@@ -30,7 +37,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.name = signal.Signals(number).name
+        request.name, request.at = signal.Signals(number).name, time.monotonic()
         signal.signal(number, before[signal.Signals(number)])
 
     try:

@@ -1,0 +1,145 @@
+"""Looking at a run while it goes on: kNN on the validation split, and pictures.
+
+Looked at is a copy of the model, with the averaged weights if the run averages them, and no draw is
+made from the global generators: a run that is looked at and one that is not are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from geolink.checkpoint import model_tensors
+from geolink.models.build import PretrainModel, make_model
+from geolink.page.run import PICTURES
+from geolink.reader import Dataset, open_dataset
+from geolink.stream import read_chips
+from geolink.tasks.features import encoder_features
+from geolink.tasks.knn import LabelledChips, collect, knn_predict, standardise
+from geolink.tasks.scores import SCORES, confusion_matrix, scores
+from geolink.training.distributed import whole
+from geolink.training.log import Log, NoLog
+from geolink.training.parts import take
+from geolink.training.pictures import Shown, draw_attention, draw_map, draw_reconstructions
+from geolink.training.setup import Training
+from geolink.training.signals import StopRequest
+
+_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+_CHIPS_SHOWN = 4
+
+
+def look_due(t: Training) -> bool:
+    """Whether the run is to be looked at after this step."""
+    every = t.config.evaluate_every
+    return every is not None and (t.step % every == 0 or t.step == t.steps)
+
+
+def look(t: Training, log: Log | NoLog, stop: StopRequest) -> None:
+    """Evaluate by kNN and draw pictures; sets `t.validation`. All ranks call it, the first works.
+
+    Given up where the run is told to stop meanwhile. Raises GeoLinkError if a shard cannot be read
+    or a picture cannot be written.
+    """
+    weights = whole(model_tensors(t.model)) | whole(t.average or {})
+    with t.ranks.all_or_none():
+        if isinstance(log, Log):
+            with log.paused():
+                t.validation = _look(t, weights, log, stop)
+
+
+def _look(t: Training, weights: Any, log: Log, stop: StopRequest) -> float | None:
+    dataset = open_dataset(t.config.dataset, t.meta.snapshot)
+    model = _copy(t, weights)
+
+    def given_up() -> bool:
+        if stop.name is not None:
+            log.message(t.step, f"not evaluated after step {t.step}: told to stop by {stop.name}")
+        return stop.name is not None
+
+    fit, held_out = (
+        _features(t, _some(dataset, split, t.config), split, model, given_up)
+        for split in ("train", "val")
+    )
+    if fit is None or held_out is None:
+        return None
+    figure = None
+    if len(fit.label) and len(held_out.label):
+        found = knn_scores(fit, held_out)
+        log.validation(t.step, found)
+        figure = float(found["balanced_accuracy"])
+    else:
+        log.message(t.step, "not evaluated: no chip of the training or validation split has labels")
+    folder = t.config.run / PICTURES
+    shown = _shown(t, dataset, model)
+    draw_reconstructions(shown, folder / f"reconstruction-{t.step:06d}.png")
+    draw_attention(shown, folder / f"attention-{t.step:06d}.png")
+    draw_map(fit, held_out, folder / f"map-{t.step:06d}.png")
+    return figure
+
+
+def knn_scores(fit: LabelledChips, held_out: LabelledChips) -> dict[str, Any]:
+    """`SCORES` of held-out chips by their neighbours among the fitted, and counts of both."""
+    found = np.union1d(fit.label, held_out.label)
+    truth, fitted = np.searchsorted(found, held_out.label), np.searchsorted(found, fit.label)
+    predicted = knn_predict(
+        *standardise(fit.features["encoder"], held_out.features["encoder"]), fitted, len(found),
+        k=min(_NEIGHBOURS, len(fitted)), temperature=_TEMPERATURE,
+    )  # fmt: skip
+    values = scores(confusion_matrix(truth, predicted, len(found)))
+    return {
+        **dict(zip(SCORES, np.round(values, 6).tolist(), strict=True)),
+        "chips": len(truth), "fit": len(fitted), "classes": len(found),
+    }  # fmt: skip
+
+
+def _copy(t: Training, weights: Any) -> PretrainModel:
+    """The model as it is now, to look at."""
+    with torch.random.fork_rng():
+        model = make_model(t.config.model, t.model.tag_table.cpu())
+    model.load_state_dict(weights, strict=False)
+    return model.to(t.fabric.device).eval()
+
+
+def _some(dataset: Dataset, split: str, config: Any) -> Dataset:
+    """The dataset with some shards of a split only, drawn by the run's seed: as many as
+    `evaluate_chips` needs."""
+    rows = dataset.split_rows(split)
+    drawn = np.random.default_rng(config.seed).permutation(len(rows))
+    chips = np.cumsum([rows[n].chips for n in drawn.tolist()])
+    enough = int(np.searchsorted(chips, config.evaluate_chips)) + 1
+    return replace(dataset, rows=[rows[n] for n in sorted(drawn[:enough].tolist())])
+
+
+def _features(
+    t: Training, dataset: Dataset, split: str, model: PretrainModel, given_up: Callable[[], bool]
+) -> LabelledChips | None:
+    """Features and labels of the chips; none where it was given up on the way."""
+    methods = {"encoder": encoder_features(model)}
+    parts = []
+    for row in dataset.rows:
+        if given_up():
+            return None
+        one = replace(dataset, rows=[row])
+        parts.append(collect(one, (split,), methods, t.meta, 0.0, t.fabric.device))
+    kept = [part for part in parts if len(part.label)] or parts[:1]
+    return LabelledChips(
+        {"encoder": torch.cat([part.features["encoder"] for part in kept])},
+        np.concatenate([part.label for part in kept]),
+        {},
+        np.concatenate([part.center_lonlat for part in kept]),
+    )
+
+
+def _shown(t: Training, dataset: Dataset, model: PretrainModel) -> Shown:
+    """The chips of the pictures: those with most objects of a shard of the validation split."""
+    rows = dataset.split_rows("val")
+    row = max(rows, key=lambda r: (r.objects, r.shard))
+    batch = next(read_chips(replace(dataset, rows=[row]), "val", batch_size=row.chips))
+    objects = np.bincount(batch.graph.chip.numpy(), minlength=len(batch))
+    best = np.argsort(-objects, kind="stable")[:_CHIPS_SHOWN]
+    chips = [take(batch, n, n + 1) for n in best.tolist()]
+    return Shown(chips, model, t.meta, dataset.info, t.fabric.device)
