@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import requests
@@ -60,16 +60,22 @@ def environment() -> Path:
 
 @contextmanager
 def serve_api(
-    folder: Path, collections: list[dict[str, Any]], items: dict[str, list[dict[str, Any]]]
+    folder: Path,
+    collections: list[dict[str, Any]],
+    items: dict[str, list[dict[str, Any]]],
+    language: Literal["filter", "query"] = "filter",
 ) -> Iterator[str]:
-    """Serve collections and their items; yields the address of the landing page."""
+    """Serve collections and their items; yields the address of the landing page.
+
+    language: the extension of STAC search that takes conditions.
+    """
     (folder / "items").mkdir(parents=True)
     (folder / "collections.json").write_text(json.dumps(collections))
     for name, some in items.items():
         (folder / "items" / f"{name}.json").write_text(json.dumps(some))
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [environment(), _HERE / "run_api.py", folder],
+            [environment(), _HERE / "run_api.py", folder, language],
             stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
         try:
