@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -229,7 +230,10 @@ def wrap(ranks: Ranks, config: TrainConfig, model: nn.Module) -> nn.Module:
         return model
     # Buffers are the same everywhere and stay so: the tag table is large.
     strategy._ddp_kwargs.update(broadcast_buffers=False, gradient_as_bucket_view=True)
-    wrapped: nn.Module = strategy.setup_module(model)
+    with warnings.catch_warnings():
+        # Newer releases name that option otherwise, older ones do not know the new name.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+        wrapped: nn.Module = strategy.setup_module(model)
     return wrapped
 
 

@@ -38,7 +38,7 @@ from geolink.training.distributed import Ranks, placed, whole, wrap
 from geolink.training.lock import locked
 from geolink.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from geolink.training.run import begin_run, open_run, remove_partial
-from geolink.training.start import start_from
+from geolink.training.start import start
 from geolink.training.writer import CheckpointWriter
 from schemas.errors import GeoLinkError
 from schemas.training import TrainConfig
@@ -117,7 +117,7 @@ def set_up(
         torch.manual_seed(config.seed)
         model = make_model(config.model, torch.from_numpy(table))
         if config.start is not None and began_with is None:
-            notes.append(start_from(config.start, model, dataset))
+            notes.append(start(config.start, model, dataset))
         kept = last_kept(config.run, model, notes, before)
     device = ranks.fabric.device
     model.to(device).train()
