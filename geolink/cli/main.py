@@ -1,7 +1,7 @@
 """Commands of `geolink`. A user's mistake is one sentence and exit status 2, never a traceback.
 
 Exit status: 0 done, 1 partly done (some shards failed; published only if asked), 2 a mistake or bad
-input, 130 interrupted.
+input, 130 interrupted, 75 a run that SIGTERM stopped and that goes on when run again.
 """
 
 import dataclasses
@@ -15,6 +15,9 @@ import click
 
 from geolink.cli.dataset import COMMANDS
 from geolink.cli.location import LOCATION
+from geolink.cli.model import COMMANDS as MODEL_COMMANDS
+from geolink.cli.model import TARGETS, export_checkpoint
+from geolink.cli.train import COMMANDS as TRAIN_COMMANDS
 from schemas.errors import GeoLinkError
 
 PARTIAL, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -160,16 +163,16 @@ def show(
     click.echo(f"wrote {picture}")
 
 
-@cli.command(short_help="Write chips as GeoTIFF, PNG, GeoParquet, STAC and others.")
-@click.argument("dataset", type=LOCATION)
+@cli.command(short_help="Write chips as GeoTIFF, PNG, STAC, ...; or an encoder for timm, ONNX.")
+@click.argument("source", type=LOCATION)
 @click.argument("folder", type=_FILE)
 @click.option(
     "--format",
     "formats",
     multiple=True,
-    required=True,
     help="One or more of geotiff, png, geoparquet, webdataset, pyg, stac.",
 )
+@click.option("--to", type=click.Choice(TARGETS), help="Library of the image encoder.")
 @click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
 @click.option("--split", help="Only this split: train, val or test.")
 @click.option(
@@ -178,53 +181,34 @@ def show(
 @click.option("--limit", type=int, help="Only the first so many chips.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
-    dataset: Path | str, folder: Path, formats: tuple[str, ...], snapshot: int | None,
-    split: str | None, bbox: tuple[float, float, float, float] | None, limit: int | None,
-    as_json: bool,
+    source: Path | str, folder: Path, formats: tuple[str, ...], to: str | None,
+    snapshot: int | None, split: str | None, bbox: tuple[float, float, float, float] | None,
+    limit: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write chips of DATASET to FOLDER in other formats.
+    """Write chips of a dataset SOURCE to FOLDER in other formats, or a checkpoint's image encoder.
 
+    With --to, SOURCE is a checkpoint or run folder: its image encoder for timm, the Hugging Face
+    hub (hf), TorchGeo or ONNX, with a model card. With --format, SOURCE is a dataset:
     geotiff: pixels; png: label masks; geoparquet: chips, objects (as points) and relations;
     webdataset, pyg: training samples; stac: a catalog of the dataset and of what was exported.
     Safe to interrupt and to run again.
     """
+    if (to is None) == (not formats):
+        raise GeoLinkError("give either --format (of a dataset) or --to (of a checkpoint)")
+    if to is not None:
+        if snapshot is not None or split or bbox or limit is not None:
+            raise GeoLinkError("--snapshot, --split, --bbox and --limit are for --format")
+        export_checkpoint(source, folder, to, as_json=as_json)
+        return
     from flows.export import export as run
     from geolink.cli import output
 
     with output.export_progress(quiet=as_json) as progress:
         result = run(
-            dataset, folder, formats, snapshot=snapshot, split=split, bbox=bbox, limit=limit,
+            source, folder, formats, snapshot=snapshot, split=split, bbox=bbox, limit=limit,
             progress=progress,
         )  # fmt: skip
     output.table(dataclasses.asdict(result), as_json=as_json)
-
-
-@cli.command(short_help="Pretrain an encoder, or resume a run.")
-@click.argument("config", type=_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def pretrain(config: Path, as_json: bool) -> None:
-    """Pretrain an encoder from CONFIG (YAML); run again to resume an interrupted run.
-
-    On several devices of this machine by `devices` in CONFIG; on several machines, or with another
-    launcher, by `torchrun -m geolink.cli pretrain CONFIG` or srun.
-    """
-    from geolink.cli import output
-    from geolink.training.distributed import OtherRankFailed, launched_rank
-    from geolink.training.loop import pretrain as run
-    from schemas.load import load_config
-    from schemas.training import TrainConfig
-
-    training = load_config(config, TrainConfig)
-    first = launched_rank() == 0
-    try:
-        with output.step_progress(quiet=as_json or not first) as progress:
-            result = run(training, progress=progress)
-    except OtherRankFailed:
-        sys.exit(MISTAKE)
-    if first:
-        output.run_summary(result, as_json=as_json)
-    if not result.finished:
-        sys.exit(INTERRUPTED)
 
 
 @cli.command(short_help="Evaluate a checkpoint by kNN.")
@@ -282,7 +266,7 @@ def schema(what: str, as_json: bool) -> None:
     click.echo(json.dumps(models[what].model_json_schema(), indent=2))
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS):
     cli.add_command(command)
 
 
