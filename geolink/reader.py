@@ -24,7 +24,8 @@ from schemas.dataset import (
     vocabulary_name,
 )
 from schemas.errors import GeoLinkError
-from schemas.layout import validate
+from schemas.grid import printed_chip
+from schemas.layout import Relation, validate
 from schemas.parquet import read_parquet
 from schemas.splits import SPLITS
 from schemas.storage import Location, storage
@@ -88,6 +89,23 @@ def read_shard(dataset: Dataset, row: SnapshotRow, names: Iterable[str] | None =
     if names is None:
         _check(arrays, row.path)
     return arrays
+
+
+def check_relations(arrays: Arrays, path: str) -> None:
+    """Raises GeoLinkError naming shard and chip if a relation code of a shard is unknown.
+
+    For those who read some arrays only, without the checks of `read_shard`.
+    """
+    relation = arrays["relation"]
+    if int(relation.max(initial=0)) < len(Relation):
+        return
+    edge = int(np.argmax(relation >= len(Relation)))
+    chip = int(np.searchsorted(arrays["edge_offset"], edge, side="right")) - 1
+    raise GeoLinkError(
+        f"shard {path} is damaged: in chip {printed_chip(arrays['chip_id'][chip])} an edge has the "
+        f"relation code {relation[edge]}, but codes go from 0 to {len(Relation) - 1}; build the "
+        "shard again, or read it with the version of geolink that wrote it"
+    )
 
 
 def read_shard_at(path: Path) -> tuple[Arrays, dict[str, Any]]:

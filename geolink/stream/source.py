@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geolink.graph import normalise_tag_weight
-from geolink.reader import Arrays, Dataset, tag_rows
+from geolink.reader import Arrays, Dataset, check_relations, tag_rows
 from geolink.stream.cache import cache_folder, read_cached
 from geolink.stream.chips import LABELS, STREAMED, Buffers, Chips, cut
 from geolink.stream.order import Piece, Sequence, Window
@@ -119,6 +119,7 @@ class Source:
         """
         low, high = int(piece.chips[0]), int(piece.chips[-1]) + 1
         arrays = self._arrays(self.rows[piece.shard], self._names, (low, high))
+        check_relations(arrays, self.rows[piece.shard].path)
         rows = tag_rows(self.dataset, arrays.pop("tag"))[arrays["object_tag"]]
         arrays["tag_weight"] = normalise_tag_weight(
             arrays["object_tag_offset"], self.dataset.key_weight[rows]
