@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -26,17 +27,43 @@ LABELS = {"pixel": "label_pixel"}
 """What is read besides where it is asked for: label to array."""
 
 
+class Ended:
+    """Values that are kept while objects live, and given back when they do not any more.
+
+    Nothing of Python runs when an object dies, in whatever thread that is: an interrupt would be
+    lost there, and a lock could be held already.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[int, tuple[weakref.ref[Any], Any]] = {}
+        self._dead: deque[weakref.ref[Any]] = deque()
+
+    def keep(self, owner: object, value: Any) -> None:
+        """Keep a value while `owner` lives."""
+        ref = weakref.ref(owner, self._dead.append)
+        self._values[id(ref)] = ref, value
+
+    def given_back(self) -> list[Any]:
+        """Values of owners that have died since the last time."""
+        return [self._values.pop(id(self._dead.popleft()))[1] for _ in range(len(self._dead))]
+
+
 class Buffers:
-    """Memory for pixels of shards that is used again: fresh memory costs as much as the copy."""
+    """Memory for pixels that is used again: fresh memory costs as much as the copy, and the
+    pieces that threads leave of it add up to several times as much.
+    """
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
+        self._ended = Ended()
         self._lock = Lock()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array of any content."""
+        """An array of any content; its memory is used again when `lend` is told its owner."""
         size = math.prod(shape) * dtype.itemsize
         with self._lock:
+            for arrays in self._ended.given_back():
+                self._free += [_memory(array) for array in arrays]
             self._free.sort(key=len)
             fits = [n for n, buffer in enumerate(self._free) if len(buffer) >= size]
             # One that is too small gives way, so that there are never more than are in use at once.
@@ -45,15 +72,17 @@ class Buffers:
             buffer = np.empty(size, np.uint8)
         return buffer[:size].view(dtype).reshape(shape)
 
-    def give(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Back what `take` gave."""
-        for array in arrays:
-            base = array
-            while isinstance(base.base, np.ndarray):
-                base = base.base
-            if base.flags.owndata:
-                with self._lock:
-                    self._free.append(base.reshape(-1).view(np.uint8))
+    def lend(self, owner: object, arrays: Sequence[NDArray[Any]]) -> None:
+        """Use the memory of arrays again when `owner` has died."""
+        with self._lock:
+            self._ended.keep(owner, arrays)
+
+
+def _memory(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """All of the memory that an array is a part of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.reshape(-1).view(np.uint8)
 
 
 class Chips:
@@ -74,8 +103,8 @@ class Chips:
         self._rows = np.concatenate(rows)[order]
         labels = [name for name in LABELS.values() if name in self._arrays]
         self._per_chip = (*PER_CHIP, "weight", "gsd_m", *labels)
-        # When the last batch that is made of them is made.
-        weakref.finalize(self, buffers.give, self._images)
+        # Until the last batch that is made of them is made.
+        buffers.lend(self, self._images)
 
     def take(self, low: int, high: int, image: NDArray[Any]) -> Arrays:
         """Arrays of the chips at places of the window's order (beyond its end: from its beginning
@@ -107,6 +136,11 @@ class Chips:
             "patch": pick("patch", patches),
             "patch_weight": pick("patch_weight", patches),
         }
+
+    @property
+    def pieces(self) -> int:
+        """Shards that are in memory for it."""
+        return len(self._images)
 
     @property
     def pixels(self) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from geolink.stream.batch import Batch, make_batch
-from geolink.stream.chips import Chips, join
+from geolink.stream.chips import Chips, Ended, join
 from geolink.stream.order import Sequence, Window
 from geolink.stream.source import Source
 
@@ -87,13 +87,13 @@ def _plan_batches(source: Source, plan: Plan, reader: ThreadPoolExecutor) -> Ite
     held = [queue.next(lane) for lane in range(len(plan.lanes))]
     for step in plan.steps:
         parts = []
+        queue.fill()
         for lane, windows in enumerate(plan.lanes):
             low, high = step * part, (step + 1) * part
             while low < high:
                 end = int(ends[lane][current[lane]])
                 if low >= end and current[lane] + 1 < len(windows):
                     del held[lane]
-                    queue.done(lane, current[lane])
                     current[lane] += 1
                     held.insert(lane, queue.next(lane))
                     continue
@@ -126,21 +126,22 @@ class _Ahead:
         self._room = plan.shards_ahead + sum(
             windows[n].pieces for windows, n in zip(plan.lanes, current, strict=True)
         )
-        self._fill()
+        self._left = Ended()
+        self.fill()
 
     def next(self, lane: int) -> Chips:
         """The next window of a lane."""
         while not self._coming[lane]:
             # Needed now, though more is in memory than there should be.
             self._submit(*self._waiting.popleft())
-        return self._coming[lane].popleft().result()
+        chips = self._coming[lane].popleft().result()
+        # It leaves memory when the last batch that takes of it is made, in whatever thread.
+        self._left.keep(chips, chips.pieces)
+        return chips
 
-    def done(self, lane: int, number: int) -> None:
-        """A window is not needed any more."""
-        self._room += self._plan.lanes[lane][number].pieces
-        self._fill()
-
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Read what there is room for."""
+        self._room += sum(self._left.given_back())
         while self._waiting:
             lane, number = self._waiting[0]
             if self._plan.lanes[lane][number].pieces > self._room:
@@ -157,8 +158,14 @@ class _Ahead:
 
 def _pack(source: Source, parts: list[_Part], pin: bool) -> Batch:
     (shape, dtype), total = parts[0].chips.pixels, sum(p.high - p.low for p in parts)
-    kind = torch.from_numpy(np.empty(0, dtype)).dtype
-    image = torch.empty((total, *shape), dtype=kind, pin_memory=pin)
+    if pin:
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        image = torch.empty((total, *shape), dtype=kind, pin_memory=True)
+    else:
+        memory = source.batches.take((total, *shape), dtype)
+        lent = memory.view()
+        source.batches.lend(lent, [memory])
+        image = torch.from_numpy(lent)
     pixels, at, taken = image.numpy(), 0, []
     for part in parts:
         count = part.high - part.low

@@ -98,8 +98,9 @@ class ShardStream:
         )  # fmt: skip
         self._selection = self._source.select()
         window_shards = window_that_fits(
-            self._source.rows, dataset.info, window_shards, lanes or 1, batch_size, memory_mb
-        )
+            self._source.rows, dataset.info, window_shards, lanes or 1, batch_size, memory_mb,
+            label_pixel="pixel" in labels,
+        )  # fmt: skip
         if lanes is None:
             lanes = _lanes(batch_size, min(window_shards, self._selection.total))
         if batch_size % lanes or lanes % world_size:

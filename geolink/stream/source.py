@@ -46,7 +46,7 @@ class Source:
         if unknown := [name for name in self.labels if name not in LABELS]:
             raise GeoLinkError(f"unknown label {unknown[0]!r}; known: {', '.join(LABELS)}")
         self.rows = self.dataset.split_rows(self.split)
-        self.buffers = Buffers()
+        self.buffers, self.batches = Buffers(), Buffers()
         self.skipped: dict[str, str] = {}
         """Shards that could not be read, by id, and why."""
         self._folder = None if self.cache is None else cache_folder(self.cache, self.dataset.path)

@@ -143,11 +143,11 @@ def test_lanes_that_cannot_be_shared_are_refused(dataset: Dataset) -> None:
 
 def test_a_budget_of_memory_makes_windows_smaller(dataset: Dataset) -> None:
     assert make_stream(dataset, memory_mb=1000).state_dict()["order"]["lanes"] == 8
-    small = make_stream(dataset, memory_mb=1, window_shards=64, batch_size=64)
+    small = make_stream(dataset, memory_mb=33, window_shards=64, batch_size=64)
     assert small.state_dict()["order"]["lanes"] < 64
     assert sum(len(b) for b in small) == 128
-    with pytest.raises(GeoLinkError, match=r"memory_mb 1 is too little .* set it to \d+ at least"):
-        make_stream(dataset, memory_mb=1, lanes=64, batch_size=64)
+    with pytest.raises(GeoLinkError, match=r"memory_mb 33 is too little .* set it to \d+ at least"):
+        make_stream(dataset, memory_mb=33, lanes=64, batch_size=64)
 
 
 @given(
