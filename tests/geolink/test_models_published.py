@@ -2,12 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from geolink.models import PAPER_VIT_LARGE, GeoLink, ModelConfig, load_published
+from geolink.models.published import (
+    Layout,
+    Published,
+    infer_config,
+    layout_of,
+    native_state,
+    published_state,
+)
 from schemas.errors import GeoLinkError
 
 CONFIG = ModelConfig(
@@ -39,13 +48,72 @@ def stored_twice(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def test_names_and_shapes_of_vit_large_are_the_published_ones(shared: Path) -> None:
-    published = json.loads((shared / "reference" / "parameters_vit_large.json").read_text())
+@pytest.fixture(scope="module")
+def lists(shared: Path) -> dict[str, dict[str, list[Any]]]:
+    """Names, shapes and types of the published ViT-L files, by layout."""
+    path = shared / "reference" / "parameters_vit_large.json"
+    found: dict[str, dict[str, list[Any]]] = json.loads(path.read_text())
+    return found
+
+
+def of_shapes(parameters: dict[str, list[Any]]) -> Published:
+    """A file of these shapes, without memory behind them."""
+    state = {name: torch.empty(shape, device="meta") for name, (shape, _) in parameters.items()}
+    return Published(layout_of(state), state, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "count"),
+    [("multimodal_pyg240", "pyg240", 443), ("multimodal_pyg281", "pyg281", 434),
+     ("unimodal_timm_vit", "unimodal", 294)],
+)  # fmt: skip
+def test_the_published_vit_large_is_known_by_its_shapes_in_every_layout(
+    lists: dict[str, dict[str, list[Any]]],
+    name: str,
+    layout: Layout,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    published = of_shapes(lists[name])
+    assert (len(published.state), published.layout) == (count, layout)
+    config = infer_config(published, Path("p.pth"))
+    assert config == PAPER_VIT_LARGE
+    # Tensors on the meta device have no values to compare.
+    monkeypatch.setattr(torch, "equal", lambda a, b: a.shape == b.shape)
+    native = native_state(published, config, Path("p.pth"))
+    back = published_state(native, layout)
+    assert {n: [list(v.shape), "float32"] for n, v in back.items()} == lists[name]
+
+
+def test_names_and_shapes_of_vit_large_are_the_published_ones(
+    lists: dict[str, dict[str, list[Any]]],
+) -> None:
     with torch.device("meta"):
         model = GeoLink(PAPER_VIT_LARGE)
     ours = {name: [list(p.shape), "float32"] for name, p in model.state_dict().items()}
-    assert ours == published["multimodal_pyg281"]
+    assert ours == lists["multimodal_pyg281"]
     assert sum(p.numel() for p in model.parameters()) > 300e6
+
+
+@pytest.mark.parametrize("vit", ["tiny", "small", "base", "large", "huge"])
+def test_every_vit_is_known_by_its_shapes(vit: str) -> None:
+    config = ModelConfig.model_validate(
+        PAPER_VIT_LARGE.model_dump(exclude={"embed_dim", "depth", "num_heads", "vit"})
+        | {"vit": vit, "patch_size": 14, "bands": 4, "tag_dim": 384, "decoder_depth": 3}
+    )
+    with torch.device("meta"):
+        state = dict(GeoLink(config).state_dict())
+    found = infer_config(Published("pyg281", state, {}), Path("p.pth"))
+    assert found == config.model_copy(update={"vit": None})
+
+
+def test_shapes_that_do_not_tell_the_model_ask_for_its_config(tmp_path: Path) -> None:
+    state = dict(GeoLink(CONFIG).state_dict())
+    with pytest.raises(GeoLinkError, match="give its config"):
+        load_published(save(state, tmp_path / "m.pth"))
+    del state["img_pos_embed"]
+    with pytest.raises(GeoLinkError, match=r"damaged one: it has no img_pos_embed$"):
+        load_published(save(state, tmp_path / "m.pth"))
 
 
 def test_both_golden_files_hold_the_same_model(shared: Path) -> None:
