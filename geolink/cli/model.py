@@ -2,10 +2,15 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from schemas.errors import GeoLinkError
+
+if TYPE_CHECKING:
+    from geolink.export.encoder import Target
+    from geolink.models.published import Layout
 
 _FILE = click.Path(path_type=Path)
 
@@ -38,8 +43,7 @@ def convert(
     if source.is_dir():
         if config is not None:
             raise GeoLinkError("--config is for a file as SOURCE: a checkpoint has its own")
-        chosen = next((known for known in LAYOUTS if known == layout), None)
-        written = to_published(source, target, chosen)
+        written = to_published(source, target, cast("Layout | None", layout))
         megabytes = target.stat().st_size / 1e6
         output.table(
             {"file": str(target), "layout": written, "megabytes": megabytes}, as_json=as_json
@@ -56,8 +60,7 @@ def export_checkpoint(checkpoint: Path | str, folder: Path, to: str, *, as_json:
     from geolink.cli import output
     from geolink.export.encoder import export_encoder
 
-    target = next(known for known in TARGETS if known == to)
-    done = export_encoder(Path(checkpoint), folder, target)
+    done = export_encoder(Path(checkpoint), folder, cast("Target", to))
     figures = dataclasses.asdict(done)
     load = figures.pop("load").replace("FOLDER", str(folder))
     if as_json:

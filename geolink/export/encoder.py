@@ -147,8 +147,7 @@ def _write_timm(
     c = model.config
     arguments = {
         "img_size": c.image_size, "patch_size": c.patch_size, "in_chans": c.bands,
-        "embed_dim": c.embed_dim, "depth": c.depth, "num_heads": c.num_heads, "num_classes": 0,
-        "global_pool": "",
+        "embed_dim": c.embed_dim, "depth": c.depth, "num_heads": c.num_heads, "global_pool": "",
     }  # fmt: skip
     # timm's transforms divide pixels by 255 first; ours are of stored values.
     config: dict[str, Any] = {
@@ -238,7 +237,7 @@ def _compare(loaded: nn.Module, model: PretrainModel) -> float:
     encoder = cast(VisionTransformer, loaded.eval())
     images = _images(model)
     difference = _largest(encoder.forward_features(images), model, images)
-    encoder.norm.eps = model.img_norm.eps
+    cast(nn.LayerNorm, encoder.norm).eps = model.img_norm.eps
     exact = _largest(encoder.forward_features(images), model, images)
     if not exact < 1e-3:
         raise GeoLinkError(f"the exported encoder comes back different, by {exact:.1e}")

@@ -55,9 +55,11 @@ class Attention(nn.Module):
         )
         logit = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
         if valid is None:
-            return logit.softmax(-1).mean(1)
-        hidden = ~valid[:, None, None, :]
-        return logit.masked_fill(hidden, -1e9).softmax(-1).masked_fill(hidden, 0.0).mean(1)
+            seen = logit.softmax(-1)
+        else:
+            hidden = ~valid[:, None, None, :]
+            seen = logit.masked_fill(hidden, -1e9).softmax(-1).masked_fill(hidden, 0.0)
+        return torch.mean(seen, 1)
 
 
 class TwoWayBlock(nn.Module):
