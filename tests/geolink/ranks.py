@@ -1,14 +1,19 @@
 """What processes do in the tests of several ranks; here, so that spawned ones can import it."""
 
+import io
+import json
 import os
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from geolink.cli.main import main
 from geolink.models.fusion import Attention
 from geolink.models.losses import (
     Pairs,
@@ -61,8 +66,18 @@ def all_losses(chips: slice) -> tuple[Tensor, dict[str, Tensor]]:
     return total.detach(), {n: v.grad for n, v in free.items() if v.grad is not None}
 
 
+def say(*arguments: str) -> dict[str, Any]:
+    """What the command line ends with and prints in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(error), pytest.raises(SystemExit) as end:
+        main(arguments)
+    return {"status": end.value.code, "out": out.getvalue(), "error": error.getvalue()}
+
+
 def work(rank: int, folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """One of two ranks: the losses of its half, and some runs; writes to the folder."""
+    """One of two ranks, begun as torchrun would: the losses of its half, some runs, what the
+    command line says; writes to the folder.
+    """
     torch.set_num_threads(1)
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank),
@@ -77,4 +92,6 @@ def work(rank: int, folder: Path, configs: dict[str, dict[str, Any]]) -> None:
     no_dropout()
     for values in configs.values():
         pretrain(TrainConfig(**values))
+    said = [say("pretrain", str(folder / f"{n}.json"), "--json") for n in ("good", "bad")]
+    (folder / f"said-{rank}.json").write_text(json.dumps(said))
     dist.destroy_process_group()

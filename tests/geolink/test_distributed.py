@@ -4,9 +4,7 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +57,11 @@ def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "parts": {"accumulate": 2, "model": IMAGE_ONLY},
         }.items()
     }  # fmt: skip
+    for name, changes in {"good": {}, "bad": {"dataset": folder}}.items():
+        values = config(
+            **{"dataset": dataset, "run": folder / name, "batch_size": 4, "epochs": 1, **changes}
+        )
+        (folder / f"{name}.json").write_text(values.model_dump_json())
     mp.spawn(ranks.work, (folder, runs), nprocs=2)  # type: ignore[no-untyped-call]
     return folder
 
@@ -163,34 +166,12 @@ def begun_processes() -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-def as_torchrun(path: Path, port: int) -> list[tuple[int, str, str]]:
-    """What two processes of the command line, begun as torchrun would, end with and print."""
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-m", "geolink.cli", "pretrain", str(path), "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {
-                "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank),
-                "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120) for process in begun]
-    return [(p.returncode, out, error) for p, (out, error) in zip(begun, said, strict=True)]
-
-
-def test_of_processes_that_torchrun_begins_one_prints(dataset: Path, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(config(dataset, tmp_path / "run", batch_size=4, epochs=1).model_dump_json())
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    first, second = as_torchrun(path, port)
-    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert json.loads(first[1])["finished"]
-    assert second[1] == second[2] == ""
+def test_of_processes_that_torchrun_begins_one_prints(folder: Path) -> None:
+    first, second = (json.loads((folder / f"said-{n}.json").read_text()) for n in (0, 1))
+    assert [said["status"] for said in first] == [said["status"] for said in second] == [0, 2]
+    assert json.loads(first[0]["out"])["finished"]
+    assert "is no GeoLink dataset" in first[1]["error"]
+    assert [said["out"] + said["error"] for said in second] == ["", ""]
 
 
 def test_a_mistake_that_all_ranks_find_is_told_by_one() -> None:
