@@ -48,6 +48,19 @@ class PublishedWeights(BaseModel):
     stated: Annotated[dict[str, Any], Field(description="Its own `model_config`.")]
 
 
+class MixedPart(BaseModel):
+    """Another dataset that a model learnt from, and its pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Annotated[str, Field(description="Its name.")]
+    snapshot: Annotated[int, Field(ge=0, description="Of it.")]
+    bands: Annotated[tuple[str, ...], Field(description="Names of its bands.")]
+    nodata: Annotated[int, Field(description="Stored value of its pixels without data.")]
+    mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
+    std: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
+
+
 class CheckpointMeta(BaseModel):
     """`config.json` of a checkpoint."""
 
@@ -74,6 +87,10 @@ class CheckpointMeta(BaseModel):
     ]
     mean: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
     std: Annotated[tuple[float, ...], Field(description="Of each band's stored values.")]
+    mixed: Annotated[
+        tuple[MixedPart, ...],
+        Field(description="Other datasets that it learnt from; all else here is of the first."),
+    ] = ()
     validation: Annotated[
         float | None,
         Field(description="Balanced accuracy of kNN on the validation split, if evaluated."),

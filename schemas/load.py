@@ -51,6 +51,8 @@ def _absolute(config: M, base: Path) -> M:
             update[name] = base / value.expanduser()
         elif isinstance(value, BaseModel):
             update[name] = _absolute(value, base)
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            update[name] = tuple(_absolute(part, base) for part in value)
         elif name in ("rasters", "pbf") and value is not None:
             update[name] = tuple(v if "://" in v else str(base / v) for v in value)
         elif name == "stac" and value is not None and "://" not in value:

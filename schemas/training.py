@@ -220,11 +220,29 @@ class Negatives(Config):
     ] = False
 
 
+class MixedDataset(Config):
+    """A dataset that is learnt from beside the first."""
+
+    dataset: Annotated[Location, Field(description="Folder of the dataset, or its address.")]
+    weight: Annotated[
+        float, Field(gt=0, description="Batches of it for each batch of the first dataset.")
+    ] = 1.0
+    snapshot: Annotated[int | None, Field(ge=1, description="Snapshot; none: the latest.")] = None
+
+
 class TrainConfig(Config):
     """What `geolink pretrain` needs. Relative paths are taken from the config file's folder."""
 
     dataset: Annotated[Location, Field(description="Folder of the dataset, or its address.")]
     snapshot: Annotated[int | None, Field(ge=1, description="Snapshot; none: the latest.")] = None
+    mix: Annotated[
+        tuple[MixedDataset, ...],
+        Field(
+            description="More datasets, of as many bands and pixels a side. Every batch is of one "
+            "dataset; an epoch is one pass over the first, the others are gone through as often as "
+            "their weights ask for."
+        ),
+    ] = ()
     run: Annotated[Path, Field(description="Folder of logs and checkpoints.")]
     split: Annotated[Literal["train", "val", "test"], Field(description="Chips learnt from.")] = (
         "train"

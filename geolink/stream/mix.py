@@ -106,6 +106,8 @@ def mixed_vocabulary(
 ) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
     """Text embeddings of every tag of some datasets, and where in them each dataset's are.
 
+    Those of the first dataset come first, as they are there.
+
     Returns: float32 [V, D]; for each dataset int64 [its V], rows of these.
 
     Raises GeoLinkError if the tags were not encoded alike.
@@ -116,8 +118,11 @@ def mixed_vocabulary(
             f"the tags of a mix are of different encoders ({', '.join(sorted(encoders))}); build "
             "all of its datasets with one"
         )
-    ids = np.unique(np.concatenate([d.vocabulary for d in datasets]))
-    rows = [np.searchsorted(ids, d.vocabulary) for d in datasets]
+    ids = datasets[0].vocabulary
+    for dataset in datasets[1:]:
+        ids = np.concatenate([ids, np.setdiff1d(dataset.vocabulary, ids)])
+    order = np.argsort(ids)
+    rows = [order[np.searchsorted(ids, d.vocabulary, sorter=order)] for d in datasets]
     tables = [tag_table(d) for d in datasets]
     table = np.zeros((len(ids), tables[0].shape[1]), np.float32)
     for place, part in zip(rows, tables, strict=True):

@@ -88,7 +88,7 @@ def pretrain(config: TrainConfig, *, progress: Progress | None = None) -> RunRes
 def train(t: Training, progress: Progress | None) -> RunResult:
     """The steps that are left; all ranks do the same, the first one writes and tells."""
     config, first, started = t.config, t.step, time.perf_counter()
-    pin = RunPin(config.dataset, t.meta.snapshot, config.run, held=t.ranks.first)
+    pin = RunPin(t.snapshots, config.run, held=t.ranks.first)
     with (
         closing(t.writer),
         closing(open_log(t)) as log,
@@ -128,7 +128,7 @@ def train(t: Training, progress: Progress | None) -> RunResult:
                 log.fetch()
                 t.rows = log.rows
                 save(t)
-                tell(t, log)
+                tell(t, log, now=looked)
         t.writer.wait()
         text = f"{t.step} of {t.steps} steps are done"
         if t.step == t.steps:
@@ -138,7 +138,7 @@ def train(t: Training, progress: Progress | None) -> RunResult:
                 f"stopped by {stopped_by}: {text}, all are kept{stop.since()}; run again to go on"
             )
         log.message(t.step, text, ended=True)
-        tell(t, log)
+        tell(t, log, now=True)
     chips = (t.step - first) * config.batch_size
     t.ranks.tell("all is written")
     return _result(t, text, chips / (time.perf_counter() - started), stopped_by)
@@ -195,11 +195,12 @@ def prepare(batch: Batch, t: Training, draw: Part) -> dict[str, Any]:
     """What the model takes, on the device: images normalised and augmented, with their graph."""
     device = t.fabric.device
     batch = moved(batch, lambda tensor: tensor.to(device, non_blocking=True))
-    images = normalise(batch.image, *t.band_scale, t.meta.nodata)
+    pixels = t.pixels[batch.source]
+    images = normalise(batch.image, *pixels[:3])
     images, graph, placement = augment(
         images, batch.graph, t.config.augment, patches=t.patches, part=draw
     )
-    context = chip_context(batch, t.wavelength_um)
+    context = chip_context(batch, pixels.wavelength_um)
     patches = (t.config.model.image_size // t.config.model.patch_size) ** 2
     return {
         "images": images, "graph": graph, "weight": batch.weight,

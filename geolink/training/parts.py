@@ -13,14 +13,16 @@ from torch import Tensor
 from geolink.graph import GraphBatch, csr_take
 from geolink.models.context import ChipContext
 from geolink.models.losses import Pairs, unit_vectors
-from geolink.stream import Batch, ShardStream
+from geolink.stream import Batch, MixedStream, ShardStream
 from schemas.training import Negatives
 
 State = Mapping[str, Any]
 """`ShardStream.state_dict`."""
 
 
-def endless(stream: ShardStream, device: torch.device) -> Generator[tuple[Batch, State]]:
+def endless(
+    stream: ShardStream | MixedStream, device: torch.device
+) -> Generator[tuple[Batch, State]]:
     """Batches of one epoch after the other, from where the stream stands, on the device.
 
     With each comes where the stream stands after it: with a GPU the next batch is on its way there
@@ -41,7 +43,7 @@ def endless(stream: ShardStream, device: torch.device) -> Generator[tuple[Batch,
         ahead = coming
 
 
-def _endless(stream: ShardStream) -> Generator[tuple[Batch, State]]:
+def _endless(stream: ShardStream | MixedStream) -> Generator[tuple[Batch, State]]:
     while True:
         for batch in stream:
             yield batch, stream.state_dict()

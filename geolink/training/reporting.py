@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,8 +17,11 @@ from geolink.stream import read_chips
 from geolink.training.flops import Speed, peak_flops, step_flops
 from geolink.training.kept_step import write_step
 from geolink.training.log import Log, NoLog
+from geolink.training.mix import make_stream, open_datasets
 from geolink.training.parts import endless
-from geolink.training.setup import Training, make_stream
+from geolink.training.setup import Training
+
+_BETWEEN_PAGES_S = 60.0
 
 
 def open_log(t: Training) -> Log | NoLog:
@@ -31,9 +35,10 @@ def open_log(t: Training) -> Log | NoLog:
     )  # fmt: skip
 
 
-def tell(t: Training, log: Log | NoLog) -> None:
-    """Write the page of the run, and say if it would be stopped too slowly."""
-    if not isinstance(log, Log):
+def tell(t: Training, log: Log | NoLog, *, now: bool) -> None:
+    """Write the page of the run, and say if it would be stopped too slowly; every minute or so
+    unless it is to be `now`."""
+    if not isinstance(log, Log) or (time.monotonic() < t.tell_at and not now):
         return
     with log.paused():
         # One checkpoint may be in flight when the signal comes, and a step is under way.
@@ -47,6 +52,7 @@ def tell(t: Training, log: Log | NoLog) -> None:
                 "steps since the last checkpoint are done again",
             )
         write_run_page(t.config.run, t.meta)
+        t.tell_at = time.monotonic() + _BETWEEN_PAGES_S
 
 
 def speed(t: Training) -> Speed | None:
@@ -57,7 +63,7 @@ def speed(t: Training) -> Speed | None:
         return None
     dataset = open_dataset(t.config.dataset, t.meta.snapshot)
     batch = next(read_chips(dataset, t.config.split, batch_size=16))
-    images = normalise(batch.image.to(t.fabric.device), *t.band_scale, t.meta.nodata)
+    images = normalise(batch.image.to(t.fabric.device), *t.pixels[0][:3])
     with t.fabric.autocast():
         flops = step_flops(t.model, images, batch.graph.to(t.fabric.device))
     return Speed(flops / len(batch), peak * t.fabric.world_size)
@@ -70,7 +76,7 @@ def keep_step(t: Training, step: int, before: Mapping[str, Any]) -> Path:
     Returns the file's path. Raises GeoLinkError if it cannot be read or written.
     """
     config, snapshot = t.config, t.meta.snapshot
-    stream = make_stream(config, open_dataset(config.dataset, snapshot), 0, 1)
+    stream = make_stream(config, open_datasets(config, snapshot), 0, 1)
     stream.load_state_dict(before)
     with closing(endless(stream, torch.device("cpu"))) as batches:
         batch, _ = next(batches)

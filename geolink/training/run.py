@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,12 @@ def open_run(config: TrainConfig) -> int | None:
     return None
 
 
-def begin_run(config: TrainConfig, snapshot: int) -> None:
-    """Write down what the run belongs to. Raises GeoLinkError if it cannot."""
-    record = {"snapshot": snapshot, "config": config.model_dump(mode="json")}
+def begin_run(config: TrainConfig, snapshot: int, mix: Sequence[int] = ()) -> None:
+    """Write down what the run belongs to; mix: snapshots of the other datasets.
+
+    Raises GeoLinkError if it cannot.
+    """
+    record = {"snapshot": snapshot, "mix": list(mix), "config": config.model_dump(mode="json")}
     partial = config.run / ".run.json.partial"
     try:
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from geolink.checkpoint import (
     MODEL,
     OPTIMIZER,
     CheckpointMeta,
+    MixedPart,
     checkpoints,
     code_version,
     load_average,
@@ -31,16 +31,25 @@ from geolink.checkpoint import (
     step_of,
 )
 from geolink.models.build import PretrainModel, make_model
-from geolink.reader import Dataset, band_statistics, open_dataset, tag_table
-from geolink.stream import ShardStream
+from geolink.reader import Dataset, band_statistics
+from geolink.stream import MixedStream, ShardStream
 from geolink.training.average import begin_average
 from geolink.training.distributed import Ranks, placed, whole, wrap
 from geolink.training.lock import locked
+from geolink.training.mix import (
+    Pixels,
+    check_mix,
+    make_stream,
+    open_datasets,
+    pixels_of,
+    tags_of,
+)
 from geolink.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from geolink.training.run import begin_run, open_run, remove_partial
 from geolink.training.start import start
 from geolink.training.writer import CheckpointWriter
 from schemas.errors import GeoLinkError
+from schemas.storage import Location
 from schemas.training import TrainConfig
 
 
@@ -51,7 +60,7 @@ class Training:
     config: TrainConfig
     ranks: Ranks
     """This process among those of the run."""
-    stream: ShardStream
+    stream: ShardStream | MixedStream
     model: PretrainModel
     forward: nn.Module
     """The model as a step calls it (`geolink.training.distributed.wrap`)."""
@@ -59,11 +68,9 @@ class Training:
     average: dict[str, Tensor] | None
     """Averaged weights by name, if the run averages them."""
     meta: CheckpointMeta
-    band_scale: tuple[Tensor, Tensor]
-    """Mean and deviation of the bands, on the device: made here, since making them in a step
-    would make it wait for the device."""
-    wavelength_um: Tensor | None
-    """float32 [bands], on the device; none: not stated."""
+    pixels: list[Pixels]
+    """Of each dataset; made beforehand, since making them in a step would make it wait for the
+    device."""
     patches: int
     """Patches along a side of the dataset's chips."""
     steps: int
@@ -79,12 +86,21 @@ class Training:
     """Mean loss of the last log line."""
     validation: float | None = None
     """Balanced accuracy of kNN on the validation split, if evaluated after the last step."""
+    tell_at: float = 0.0
+    """When the page is written next, by `time.monotonic`."""
     slow_to_stop: bool = False
     """Whether it was said that the run is."""
     notes: list[str] = field(default_factory=list)
     """What happened on the way, for people."""
     skipped: set[str] = field(default_factory=set)
     """Shards that could not be read, of which the log tells already."""
+
+    @property
+    def snapshots(self) -> list[tuple[Location, int]]:
+        """The datasets that are learnt from, with their snapshots."""
+        numbers = [self.meta.snapshot, *(part.snapshot for part in self.meta.mixed)]
+        places = [self.config.dataset, *(part.dataset for part in self.config.mix)]
+        return list(zip(places, numbers, strict=True))
 
     @property
     def fabric(self) -> Fabric:
@@ -107,15 +123,16 @@ def set_up(
     """
     notes: list[str] = []
     with ranks.all_or_none():
-        dataset = open_dataset(config.dataset, began_with or config.snapshot)
-        table = tag_table(dataset).astype(np.float32)
+        datasets = open_datasets(config, began_with)
+        check_mix(datasets)
+        dataset, table = datasets[0], tags_of(datasets)
         pin = ranks.fabric.device.type == "cuda"
-        stream = make_stream(config, dataset, ranks.number, ranks.size, pin=pin)
+        stream = make_stream(config, datasets, ranks.number, ranks.size, pin=pin)
         if config.evaluate_every is not None:
             check_validation(dataset)
         check_fits(config, dataset, table.shape[1], stream.chips)
         torch.manual_seed(config.seed)
-        model = make_model(config.model, torch.from_numpy(table))
+        model = make_model(config.model, table)
         if config.start is not None and began_with is None:
             notes.append(start(config.start, model, dataset))
         kept = last_kept(config.run, model, notes, before)
@@ -127,31 +144,19 @@ def set_up(
         model.compile()
     forward = wrap(ranks, config, model)
     optimizer = ranks.fabric.setup_optimizers(make_optimizer(model, config))
-    meta = describe(config, dataset, config.epochs * len(stream))
+    meta = describe(config, datasets, config.epochs * len(stream))
     t = Training(
         config, ranks, stream, model, forward, optimizer,
         None if config.ema is None else begin_average(model),
-        meta, meta.band_scale(device), wavelengths_um(dataset, device),
+        meta, [pixels_of(each, config.split, device) for each in datasets],
         dataset.info.grid.patches, config.epochs * len(stream),
         CheckpointWriter(config.run, config.keep), stream.state_dict(), notes=notes,
     )  # fmt: skip
     if ranks.first and began_with is None:
-        begin_run(config, dataset.snapshot)
+        begin_run(config, dataset.snapshot, [other.snapshot for other in datasets[1:]])
     if kept is not None:
         put_back(t, kept)
     return t
-
-
-def make_stream(
-    config: TrainConfig, dataset: Dataset, rank: int, world_size: int, *, pin: bool = False
-) -> ShardStream:
-    """The run's batches, or a rank's part of each."""
-    return ShardStream(
-        dataset, split=config.split, batch_size=config.batch_size, seed=config.seed,
-        window_shards=config.window_shards, memory_mb=config.memory_mb, lanes=config.lanes,
-        readers=config.readers, quality=config.quality, balance=config.balance,
-        on_corrupt=config.on_corrupt, cache=config.cache, rank=rank, world_size=world_size, pin=pin,
-    )  # fmt: skip
 
 
 def check_validation(dataset: Dataset) -> None:
@@ -267,26 +272,30 @@ def newly_skipped(t: Training) -> list[str]:
     return [f"{found[s]}; chips of other shards take its place ({told})" for s in new]
 
 
-def wavelengths_um(dataset: Dataset, device: torch.device) -> Tensor | None:
-    """Centre wavelength of each band: float32 [bands]; none if any is not stated."""
-    found = [band.wavelength_nm for band in dataset.info.sensor.bands]
-    if any(value is None for value in found):
-        return None
-    return torch.tensor(found, dtype=torch.float32, device=device) / 1000
-
-
-def describe(config: TrainConfig, dataset: Dataset, steps: int) -> CheckpointMeta:
+def describe(config: TrainConfig, datasets: list[Dataset], steps: int) -> CheckpointMeta:
     """What the checkpoints of a run say about it."""
+    dataset = datasets[0]
     mean, std = band_statistics(dataset, config.split)
     release, revision = code_version()
     return CheckpointMeta(
         geolink=release, revision=revision, step=0, steps=steps, dataset=dataset.info.name,
         snapshot=dataset.snapshot, tag_encoder=dataset.tag_encoder,
-        licences=dataset.info.licences,
+        licences=tuple(dict.fromkeys(n for d in datasets for n in d.info.licences)),
+        mixed=tuple(_mixed(config, other) for other in datasets[1:]),
         bands=tuple(band.name for band in dataset.info.sensor.bands),
         classes=dataset.info.taxonomy.names, nodata=dataset.info.sensor.nodata,
         mean=tuple(mean.tolist()), std=tuple(std.tolist()),
         config=config,
+    )  # fmt: skip
+
+
+def _mixed(config: TrainConfig, dataset: Dataset) -> MixedPart:
+    mean, std = band_statistics(dataset, config.split)
+    sensor = dataset.info.sensor
+    return MixedPart(
+        dataset=dataset.info.name, snapshot=dataset.snapshot,
+        bands=tuple(band.name for band in sensor.bands), nodata=sensor.nodata,
+        mean=tuple(mean.tolist()), std=tuple(std.tolist()),
     )  # fmt: skip
 
 
