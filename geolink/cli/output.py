@@ -40,6 +40,21 @@ def table(rows: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<{width}}  {text or 'none'}")
 
 
+def columns(table: Mapping[str, Sequence[Any]], *, as_json: bool) -> None:
+    """Print names and several values each, one column a thing."""
+    if as_json:
+        print_json(table)
+        return
+    rows = [
+        [name.replace("_", " "), *("none" if v is None else human(v) for v in values)]
+        for name, values in table.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
 def human(value: object) -> str:
     """A value as people read it."""
     if isinstance(value, bool):

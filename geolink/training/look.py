@@ -16,7 +16,7 @@ import torch
 from geolink.checkpoint import model_tensors
 from geolink.models.build import PretrainModel, make_model
 from geolink.page.run import PICTURES
-from geolink.reader import Dataset, open_dataset
+from geolink.reader import Dataset, open_dataset, tag_table
 from geolink.stream import read_chips
 from geolink.tasks.features import encoder_features
 from geolink.tasks.knn import LabelledChips, collect, knn_predict, standardise
@@ -53,7 +53,7 @@ def look(t: Training, log: Log | NoLog, stop: StopRequest) -> None:
 
 def _look(t: Training, weights: Any, log: Log, stop: StopRequest) -> float | None:
     dataset = open_dataset(t.config.dataset, t.meta.snapshot)
-    model = _copy(t, weights)
+    model = _copy(t, weights, dataset)
 
     def given_up() -> bool:
         if stop.name is not None:
@@ -96,10 +96,11 @@ def knn_scores(fit: LabelledChips, held_out: LabelledChips) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _copy(t: Training, weights: Any) -> PretrainModel:
-    """The model as it is now, to look at."""
+def _copy(t: Training, weights: Any, dataset: Dataset) -> PretrainModel:
+    """The model as it is now, to look at chips of a dataset."""
+    table = torch.from_numpy(tag_table(dataset).astype(np.float32))
     with torch.random.fork_rng():
-        model = make_model(t.config.model, t.model.tag_table.cpu())
+        model = make_model(t.config.model, table)
     model.load_state_dict(weights, strict=False)
     return model.to(t.fabric.device).eval()
 

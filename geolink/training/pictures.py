@@ -116,6 +116,7 @@ def draw_attention(shown: Shown, picture: Path) -> None:
     save(figure, picture)
 
 
+@torch.no_grad()
 def attention_to_objects(shown: Shown, chip: Batch) -> NDArray[np.float32]:
     """How much each patch of a chip looks at each of its objects: [patches, nodes], all objects
     entering the fusion."""

@@ -1,11 +1,7 @@
 """The training loop: stopped anywhere it goes on as if it had not been, and says what is wrong."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,36 +154,6 @@ def test_a_signal_ends_the_step_and_keeps_it(
     assert again.finished
     assert read_pins(dataset) == {}
     assert_same_run(tmp_path / "run", unbroken)
-
-
-def test_a_killed_process_leaves_a_run_that_goes_on_to_the_bit(
-    dataset: Path, tmp_path: Path
-) -> None:
-    """SIGKILL at a moment that nobody chose, several times."""
-    script = (
-        "import sys; from pathlib import Path; from schemas.training import TrainConfig\n"
-        "from geolink.training.loop import pretrain\n"
-        "pretrain(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))\n"
-    )
-    kwargs: dict[str, Any] = {"epochs": 8, "log_every": 1, "checkpoint_every": 2}
-    run = tmp_path / "killed"
-    path = tmp_path / "config.json"
-    path.write_text(config(dataset, run, **kwargs).model_dump_json())
-    process = subprocess.Popen([sys.executable, "-c", script, str(path)])
-    try:
-        deadline = time.monotonic() + 100
-        while len(read_log(run)) < 6 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    done = json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"]
-    assert 6 <= done < 32
-    threads = torch.get_num_threads()
-    assert pretrain(config(dataset, run, **kwargs)).finished
-    assert torch.get_num_threads() == threads
-    pretrain(config(dataset, tmp_path / "whole", **kwargs))
-    assert_same_run(run, tmp_path / "whole")
 
 
 def test_a_dataset_that_cannot_be_written_is_trained_on_without_a_pin(
