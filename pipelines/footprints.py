@@ -90,19 +90,26 @@ def block_outline(epsg: int, bounds_utm: Bounds) -> BaseGeometry:
     return shapely.transform(outline, degrees)
 
 
-def coverage(footprint: BaseGeometry, block: BaseGeometry) -> float:
-    """Share of a block that a footprint covers, whichever turn of 360° either is written in."""
-    west, south, east, north = footprint.bounds
-    if not boxes_meet((west, south, east, north), block.bounds):
-        return 0.0
-    centre = block.centroid.x
-    parts = shapely.get_parts(footprint)
-    turns = np.round((centre - shapely.get_x(shapely.centroid(parts))) / 360.0) * 360.0
-    coordinates, owner = shapely.get_coordinates(parts, return_index=True)
-    coordinates[:, 0] += turns[owner]
-    moved = shapely.union_all(shapely.set_coordinates(parts, coordinates))
-    shared = shapely.intersection(moved, block)
-    return min(1.0, float(shared.area / block.area))
+def coverage(footprints: NDArray[np.object_], block: BaseGeometry) -> NDArray[np.float64]:
+    """Share of a block that each footprint [N] covers, whichever turn of 360° any is written in."""
+    parts, of = shapely.get_parts(footprints, return_index=True)
+    full = ~shapely.is_empty(parts)
+    parts, of = parts[full], of[full]
+    turns = np.round((block.centroid.x - shapely.get_x(shapely.centroid(parts))) / 360.0) * 360.0
+    turned = np.flatnonzero(turns)
+    coordinates, owner = shapely.get_coordinates(parts[turned], return_index=True)
+    coordinates[:, 0] += turns[turned][owner]
+    parts[turned] = shapely.set_coordinates(parts[turned], coordinates)
+    whole = np.full(len(footprints), shapely.Polygon(), object)
+    whole[of] = parts
+    # Turned, parts may overlap.
+    several = (np.bincount(of, minlength=len(footprints)) > 1)[of]
+    of_several, number = np.unique(of[several], return_inverse=True)
+    together = shapely.geometrycollections(parts[several], indices=number)
+    whole[of_several] = shapely.union_all(together[:, None], axis=1)
+    shared = shapely.area(shapely.intersection(whole, block))
+    share: NDArray[np.float64] = np.minimum(1.0, shared / block.area)
+    return share
 
 
 def boxes_meet(a: Bounds, b: Bounds) -> bool:

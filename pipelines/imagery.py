@@ -184,7 +184,7 @@ class _Block:
         """A scene without a pixel here; whether its footprint says so."""
         self.records[i].reason = "has no data in the block"
         self.records[i].rank = None
-        share = coverage(self.scenes[i].footprint, self.outline)
+        (share,) = coverage(np.array([self.scenes[i].footprint]), self.outline)
         if share >= _CLEARLY_COVERED:
             self.records[i].codes.append("scene_footprint_wrong")
             self.records[i].reason += f", though its footprint covers {share:.0%} of it"

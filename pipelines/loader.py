@@ -21,7 +21,7 @@ from rasterio.transform import Affine
 from pipelines.files import Asset, AssetError, OpenFiles, open_files
 from pipelines.items import Scene, stac_item
 from pipelines.radiometry import to_decibels
-from pipelines.rasters import GridReader, PixelGrid, Source, read_coarse
+from pipelines.rasters import GridReader, PixelGrid, Source, on_grid, read_coarse
 from pipelines.remote import is_remote
 from pipelines.select import Look
 from schemas.grid import Bounds
@@ -69,6 +69,8 @@ class Loader:
     clipped: dict[str, int]
     """By `Asset.key`: pixels that did not fit the storage type at the last read."""
     counts: Counter[str] = field(default_factory=Counter)
+    seen: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """By `Asset.key`: what `clouded` gives, where `look` saw every pixel."""
 
     def image(self, scene: Scene, place: Place | None = None) -> NDArray[Any] | None:
         """Pixels [band, y, x], writable; None: the scene does not meet the block."""
@@ -83,6 +85,8 @@ class Loader:
         """[y, x] where the scene's mask marks pixels as invalid; None: it has no mask here."""
         if self.sensor.mask is None or scene.mask is None:
             return None
+        if place is None and scene.mask.key in self.seen:
+            return self.seen[scene.mask.key]
         fill = np.uint16(self.sensor.mask.nodata)
         mask = self._load(scene, {"mask": scene.mask}, Resampling.nearest, fill, place)
         if mask is None:
@@ -91,7 +95,10 @@ class Loader:
         return clouded
 
     def look(self, scene: Scene) -> Look | None:
-        """The scene's mask on a coarse lattice over the block; None: it has no mask."""
+        """The scene's mask on a coarse lattice over the block; None: it has no mask.
+
+        Where the lattice is that of the pixels, `clouded` need not read it again.
+        """
         mask, asset = self.sensor.mask, scene.mask
         if mask is None or asset is None:
             return None
@@ -102,15 +109,18 @@ class Loader:
         transform = Affine(gsd_m, 0, x0, 0, -gsd_m, y1)
         grid = PixelGrid(self.place.epsg, transform, -(-rows // step), -(-cols // step))
 
-        def coarse(dataset: Any) -> NDArray[Any]:
-            return read_coarse(Source.of(dataset, asset, frozenset()), grid, mask.nodata)
+        def coarse(dataset: Any) -> tuple[NDArray[Any], bool]:
+            source = Source.of(dataset, asset, frozenset())
+            return read_coarse(source, grid, mask.nodata), step == 1 and on_grid(source, grid)
 
         try:
-            values = self.files.read(asset, coarse)
+            values, whole = self.files.read(asset, coarse)
         except (RasterioError, OSError) as error:
             raise AssetError(asset.href, error) from error
-        data = values != mask.nodata
-        return Look(data, data & ~invalid_values(mask)[values])
+        data, invalid = values != mask.nodata, invalid_values(mask)[values]
+        if whole:
+            self.seen[asset.key] = invalid
+        return Look(data, data & ~invalid)
 
     def _load(
         self,

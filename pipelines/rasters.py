@@ -250,6 +250,13 @@ def read_coarse(source: Source, grid: PixelGrid, fill: int) -> NDArray[Any]:
     return out
 
 
+def on_grid(source: Source, grid: PixelGrid) -> bool:
+    """Whether `read_coarse` gives every pixel that `read_grid` would: nothing is resampled, and no
+    mask beside the band has a say.
+    """
+    return not source.masked and _placement(source, grid) is not None
+
+
 def _repeat(array: NDArray[Any], zoom: int) -> NDArray[Any]:
     return array if zoom == 1 else array.repeat(zoom, axis=0).repeat(zoom, axis=1)
 

@@ -77,12 +77,16 @@ class SceneIndex:
         """Index of scenes in their order."""
         return cls(tuple(scenes), shapely.STRtree([s.footprint for s in scenes]))
 
-    def near(self, outline: shapely.Polygon) -> list[Scene]:
-        """Scenes whose bounding box meets an outline's, whichever turn of 360° either is in."""
+    def near(self, outline: shapely.Polygon) -> list[tuple[Scene, float]]:
+        """Scenes that meet an outline, whichever turn of 360° either is in, and the shares of it
+        that they cover.
+        """
         west, south, east, north = outline.bounds
         boxes = shapely.box([west - 360, west, west + 360], south, [east - 360, east, east + 360],
                             north)  # fmt: skip
-        return [self.scenes[i] for i in np.unique(self.tree.query(boxes)[1])]
+        found = np.unique(self.tree.query(boxes)[1])
+        shares = coverage(self.tree.geometries[found], outline)
+        return [(self.scenes[i], share) for i, share in zip(found, shares.tolist()) if share > 0]
 
 
 def choose(index: SceneIndex, epsg: int, bounds_utm: Bounds, source: SceneSource) -> Candidates:
@@ -92,10 +96,7 @@ def choose(index: SceneIndex, epsg: int, bounds_utm: Bounds, source: SceneSource
     """
     outline = block_outline(epsg, bounds_utm)
     candidates, rejected = [], []
-    for scene in index.near(outline):
-        share = coverage(scene.footprint, outline)
-        if share == 0.0:
-            continue
+    for scene, share in index.near(outline):
         if scene.problem:
             rejected.append(Choice(scene, False, scene.problem.text))
             continue

@@ -119,11 +119,11 @@ def test_over_api_and_http_the_shards_are_those_of_the_local_catalog(
     assert len(expected) > 30
     assert len(api.of("/search")) == 1
     # A file is opened by two requests, which bring a small mask whole; a band takes one more.
-    # Two scenes of four bands, and their masks opened twice: to choose, and to composite.
+    # Two scenes of four bands, and their masks, read once: to choose, and to composite.
     assert {r.method for r in api.of(r"\.tif")} == {"HEAD", "GET"}
     assert not any(r.method == "GET" and r.range is None for r in api.of(r"\.tif"))
     per_shard = len(api.of(r"\.tif")) / len(result.rows)
-    assert per_shard <= 32
+    assert per_shard <= 24
     assert len({r.connection for r in api.of(r"\.tif")}) < len(api.of(r"\.tif")) / 3
 
 

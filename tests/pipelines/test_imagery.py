@@ -21,6 +21,7 @@ from rasterio.windows import from_bounds
 from pipelines.files import open_files
 from pipelines.imagery import BlockImage, cut_chips, load_block
 from pipelines.items import Scene, scene_of_item
+from pipelines.loader import Place, open_loader
 from pipelines.plan import STAGES
 from pipelines.rasters import to_storage
 from pipelines.scenes import find_scenes
@@ -360,6 +361,36 @@ def test_bands_in_another_order_and_a_band_called_alpha(tmp_path: Path) -> None:
     (scene,) = raster_scenes(path, AERIAL_RGB, REGION)
     block = load([scene], AERIAL_RGB)
     np.testing.assert_array_equal(block.valid, data[3, 64:192, 64:192] > 0)
+
+
+@pytest.mark.parametrize("dx", [0.0, 10.0, -1300.0, 1300.0])
+@pytest.mark.parametrize("zone", [EPSG, EPSG + 1])
+def test_a_mask_that_was_looked_at_whole_is_not_read_again_and_is_the_same(
+    tmp_path: Path, dx: float, zone: int
+) -> None:
+    rng = np.random.default_rng(1)
+    scl = rng.choice(np.array([0, 4, 5, 8, 9], np.uint8), (128, 128))
+    scene = scene_in(tmp_path, write_scene(tmp_path, "a", scl=scl))
+    bounds = (BLOCK[0] + dx, BLOCK[1], BLOCK[2] + dx, BLOCK[3])
+    if zone != EPSG:
+        x, y = pyproj.Transformer.from_crs(EPSG, zone, always_xy=True).transform(*BLOCK[:2])
+        bounds = (x // 10 * 10, y // 10 * 10, x // 10 * 10 + 1280, y // 10 * 10 + 1280)
+    place = Place(zone, bounds, 10.0)
+    with open_loader([scene], SENSOR, place, Resampling.bilinear) as loader:
+        read = loader.clouded(scene)
+        look = loader.look(scene)
+        assert (len(loader.seen) == 1) == (zone == EPSG)
+        again = loader.clouded(scene)
+    assert look is not None
+    np.testing.assert_array_equal(read, again)
+    if zone == EPSG:
+        assert again is loader.seen[scene.mask.key]
+        np.testing.assert_array_equal(look.clear, look.data & ~read)
+    # A block of more pixels than the lattice has cells is only sampled.
+    wide = Place(EPSG, (X0, Y0 - 2560, X0 + 2580, Y0 + 20), 10.0)
+    with open_loader([scene], SENSOR, wide, Resampling.bilinear) as loader:
+        loader.look(scene)
+        assert not loader.seen
 
 
 def test_the_mask_of_a_file_is_kept_when_it_is_reprojected(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.composite import Layers, median
 from pipelines.files import Asset
+from pipelines.footprints import coverage
 from pipelines.imagery import BlockImage, load_block
 from pipelines.items import Problem, Scene, scene_of_item
 from pipelines.scenes import find_scenes
@@ -84,6 +85,36 @@ def test_scenes_are_ranked_by_cloud_over_the_block_not_over_the_tile(tmp_path: P
         "reason": "gave pixels",
     }  # fmt: skip
     assert by_scene["half"]["reason"] == "nothing was missing that it could give"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(0.1, 3), st.booleans()),
+            max_size=3,
+        ),
+        max_size=8,
+    ),
+    st.sampled_from([9.0, 179.95, -179.95]),
+)
+def test_the_share_covered_is_that_of_one_footprint_at_a_time(
+    scenes: list[list[tuple[float, float, float, bool]]], lon: float
+) -> None:
+    block = shapely.box(lon - 0.2, 46.8, lon + 0.2, 47.2)
+    footprints, expected = [], []
+    for parts in scenes:
+        turned = 360.0 if lon < 0 else -360.0
+        boxes = [
+            shapely.box(lon + x + turned * t, 47 + y, lon + x + w + turned * t, 47 + y + w)
+            for x, y, w, t in parts
+        ]
+        footprints.append(shapely.MultiPolygon(boxes) if len(boxes) != 1 else boxes[0])
+        there = [shapely.transform(b, lambda xy, t=t: xy + np.array([t, 0.0])) for b in boxes
+                 for t in (-360, 0, 360)]  # fmt: skip
+        expected.append(shapely.union_all(there).intersection(block).area / block.area)
+    found = coverage(np.array(footprints, object), block)
+    np.testing.assert_allclose(found, np.array(expected), atol=1e-9)
 
 
 def test_limits_over_the_block_leave_scenes_out_by_name(tmp_path: Path) -> None:
