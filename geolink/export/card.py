@@ -9,7 +9,8 @@ from geolink.checkpoint import CheckpointMeta
 
 _IMPORTS = {
     "timm": "import timm", "hf": "import timm, transformers", "onnx": "import onnxruntime",
-    "torchgeo": "from pathlib import Path\n\nimport torchgeo.models, torchvision",
+    "torchgeo": "from pathlib import Path\n\n"
+    "import torchgeo.models, torchgeo.trainers, torchvision",
 }  # fmt: skip
 
 

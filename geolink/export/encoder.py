@@ -6,6 +6,7 @@ The trained class token, positions and norm stand where a timm VisionTransformer
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -33,6 +34,9 @@ TORCHGEO = {("small", 16): "ViTSmall16", ("base", 16): "ViTBase16", ("large", 16
             ("huge", 14): "ViTHuge14"}  # fmt: skip
 """By size and patch: the encoders that TorchGeo has, by the names of their weights."""
 
+TASK_SIZE = 224
+"""Pixels along a side of the images that TorchGeo's tasks make encoders for."""
+
 _ONNX_LIMIT = 1_500_000_000
 """Bytes of weights that are kept inside the .onnx file, which must stay below 2 GiB."""
 
@@ -58,7 +62,8 @@ def export_encoder(checkpoint: Path, folder: Path, to: Target) -> EncoderExport:
     - `timm`, `hf`: `model.safetensors` and `config.json`, which `timm.create_model` loads from the
       folder (`local-dir:`), transformers' `AutoModel` through its timm wrapper, and either from
       the Hugging Face hub; `hf` heads the model card with the hub's metadata.
-    - `torchgeo`: `encoder.pth`, for TorchGeo's constructors, and `backbone.ckpt`, for its tasks.
+    - `torchgeo`: `geolink-<hash>.pth`, for TorchGeo's constructors, and for images of 224 pixels
+      `backbone.ckpt`, for its tasks.
     - `onnx`: `encoder.onnx`, images to tokens, any batch size.
 
     Raises GeoLinkError: no such checkpoint; the folder holds something; the library has no such
@@ -123,13 +128,21 @@ def how_to_load(model: ModelConfig, to: Target) -> str:
         return (
             "class Weights(torchvision.models.WeightsEnum):\n"
             "    GEOLINK = torchvision.models.Weights(\n"
-            '        url=(Path("FOLDER") / "encoder.pth").resolve().as_uri(), transforms=None,\n'
+            '        url=next(Path("FOLDER").resolve().glob("geolink-*.pth")).as_uri(),\n'
+            "        transforms=None,\n"
             f'        meta={{"in_chans": {model.bands}}},\n'
             "    )\n\n"
             f"encoder = torchgeo.models.{constructor}(\n"
             f'    Weights.GEOLINK, num_classes=0, global_pool="", img_size={model.image_size}\n'
             ")\n"
             "tokens = encoder.forward_features(images)"
+        ) + (
+            "\n\ntask = torchgeo.trainers.ClassificationTask(\n"
+            f'    model="{constructor}", weights="FOLDER/backbone.ckpt",\n'
+            f"    in_channels={model.bands}, num_classes=10,\n"
+            ")"
+            if model.image_size == TASK_SIZE
+            else ""
         )
     lines = (
         'encoder = timm.create_model("local-dir:FOLDER", pretrained=True)\n'
@@ -179,15 +192,20 @@ def _write_torchgeo(encoder: VisionTransformer, model: PretrainModel, folder: Pa
         )
     name, state = f"vit_{size_name(c)}_patch{c.patch_size}_224", _state(encoder)
     torch.save(state, folder / "encoder.pth")
+    # Weights that come by an address are kept by their file's name for good, so every file has one.
+    with (folder / "encoder.pth").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = (folder / "encoder.pth").rename(folder / f"geolink-{digest[:12]}.pth")
     task = {
         "hyper_parameters": {"model": name},
         "state_dict": {f"model.{key}": value for key, value in state.items()},
     }
-    torch.save(task, folder / "backbone.ckpt")
+    if c.image_size == TASK_SIZE:
+        torch.save(task, folder / "backbone.ckpt")
     loaded = timm.create_model(
         name, num_classes=0, global_pool="", img_size=c.image_size, in_chans=c.bands
     )
-    loaded.load_state_dict(torch.load(folder / "encoder.pth", weights_only=True))
+    loaded.load_state_dict(torch.load(weights, weights_only=True))
     return _compare(loaded, model)
 
 

@@ -1,12 +1,9 @@
 """Exports of a built dataset: their pixels are those of the pictures; TorchGeo reads them."""
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ import pytest
 import rasterio
 import yaml
 from PIL import Image
-from platformdirs import user_cache_path
 from rasterio.windows import from_bounds
 
 from flows.export import export
@@ -24,6 +20,7 @@ from pipelines.build import build_dataset
 from pipelines.world import World
 from schemas.config import DatasetConfig
 from schemas.load import load_config
+from tests.integration.torchgeo_there import torchgeo_folder
 
 HERE = Path(__file__).parent
 SIZE = 192
@@ -76,7 +73,7 @@ def test_torchgeo_cuts_pairs_of_picture_and_mask_from_an_export(exported: Path) 
     run = subprocess.run(
         [sys.executable, "-W", "ignore", str(HERE / "read_with_torchgeo.py"), str(exported)],
         capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(_torchgeo())},
+        env={**os.environ, "PYTHONPATH": str(torchgeo_folder())},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout.splitlines()[-1])
@@ -90,31 +87,3 @@ def test_torchgeo_cuts_pairs_of_picture_and_mask_from_an_export(exported: Path) 
     assert (seen["crs"], seen["resolution"]) == (32630, [1.0, 1.0])
     assert seen["shape"] == [1, 3, SIZE, SIZE]
     assert seen["first"].startswith("2021-08-24 10:30")
-
-
-def _torchgeo() -> Path:
-    """Folder with TorchGeo, made once a user; skips where it cannot be made."""
-    pins = (HERE / "torchgeo.txt").read_bytes()
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    name = f"torchgeo-{version}-{hashlib.sha256(pins).hexdigest()[:12]}"
-    home = Path(os.environ.get("GEOLINK_TEST_CACHE", user_cache_path("geolink-tests"))) / name
-    if home.is_dir():
-        return home
-    home.parent.mkdir(parents=True, exist_ok=True)
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    tool = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
-    with tempfile.TemporaryDirectory(dir=home.parent) as folder:
-        wanted = ["--no-deps", "--target", f"{folder}/made", "-r", str(HERE / "torchgeo.txt")]
-        python = ["--python", sys.executable] if uv else []
-        done = subprocess.run(
-            [*tool, "install", "-q", *python, *wanted], capture_output=True, text=True, timeout=300
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            pytest.skip(f"TorchGeo cannot be installed: {last}")
-        try:
-            (Path(folder) / "made").rename(home)
-        except OSError:
-            # Another test process was first.
-            assert home.is_dir()
-    return home
