@@ -268,7 +268,7 @@ def newly_skipped(t: Training) -> list[str]:
     found = {shard: why for each in t.ranks.hear(t.stream.skipped) for shard, why in each.items()}
     new = sorted(found.keys() - t.skipped)
     t.skipped |= found.keys()
-    told = f"{len(t.skipped)} shards are skipped so far"
+    told = f"shards skipped so far: {len(t.skipped)}"
     return [f"{found[s]}; chips of other shards take its place ({told})" for s in new]
 
 
