@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,9 +123,9 @@ def _from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _positions(value: Tensor, ours: Tensor, model: PretrainModel) -> tuple[Tensor, str | None]:
-    if value.shape[-1] != ours.shape[-1]:
+    old = math.isqrt(value.shape[1] - 1)
+    if value.shape[-1] != ours.shape[-1] or value.shape[1] != old**2 + 1:
         return value, None
-    old = round((value.shape[1] - 1) ** 0.5)
     change = f"from {old} x {old} to {model.grid} x {model.grid} patches"
     if torch.allclose(value, grid_sincos(old, value.shape[-1]), atol=1e-4):
         return ours.detach(), f"sin-cos positions computed anew, {change}"
