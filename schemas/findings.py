@@ -36,7 +36,7 @@ _ALL = (
             "Give the raster its CRS, for instance with gdal_edit."),
     Finding("scene_offset_unknown", "error", "scene",
             "Nothing tells whether a scene's radiometric offset is applied, so it was left out.",
-            "Use a collection whose items state a processing baseline, or the offset of their bands."),
+            "Use a collection whose items state a processing baseline, or their bands' offset."),
     Finding("scene_outside_time", "note", "scene",
             "A scene lies outside the time window, or has no time.",
             "Widen start and end if too few scenes are left."),

@@ -67,23 +67,24 @@ class LocalStorage:
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file, durably; False if it is there with other content."""
-        path = self.folder / name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path.parent):
-                partial = path.with_name(path.name + _PARTIAL)
-                try:
-                    _write_file(partial, data)
-                    os.link(partial, path)
-                except FileExistsError:
-                    return path.read_bytes() == data
-                finally:
-                    partial.unlink(missing_ok=True)
-                flush(path.parent)
+        with self._whole(name, data) as (partial, path):
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return path.read_bytes() == data
         return True
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file, durably and at once."""
+        with self._whole(name, data) as (partial, path):
+            partial.replace(path)
+
+    @contextmanager
+    def _whole(self, name: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """A file that is whole under a passing name, and the name it is to get; then durable.
+
+        Its folder is locked meanwhile.
+        """
         path = self.folder / name
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ class LocalStorage:
                 partial = path.with_name(path.name + _PARTIAL)
                 try:
                     _write_file(partial, data)
-                    partial.replace(path)
+                    yield partial, path
                 finally:
                     partial.unlink(missing_ok=True)
                 flush(path.parent)
