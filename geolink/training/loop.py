@@ -92,7 +92,7 @@ def train(t: Training, progress: Progress | None) -> RunResult:
     with (
         closing(t.writer),
         closing(open_log(t)) as log,
-        closing(endless(t.stream, t.fabric.device)) as batches,
+        closing(endless(t.stream, where(t))) as batches,
         stop_on_signals() as stop,
     ):
         t.notes += [pin.note] if pin.note else []
@@ -189,6 +189,11 @@ def share_out(t: Training, parts: Sequence[Batch]) -> tuple[list[float], list[Pa
     total = weights.sum()
     shares = weights / total if total else np.full(len(parts), 1 / len(parts))
     return shares.tolist(), draws
+
+
+def where(t: Training) -> torch.device:
+    """Where batches are brought ahead of their step: they are taken apart on the CPU."""
+    return t.fabric.device if t.config.accumulate == 1 else torch.device("cpu")
 
 
 def prepare(batch: Batch, t: Training, draw: Part) -> dict[str, Any]:

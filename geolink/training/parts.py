@@ -31,7 +31,7 @@ def endless(
     if device.type != "cuda":
         yield from _endless(stream)
         return
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: tuple[Batch, State] | None = None
     for batch, state in _endless(stream):
         with torch.cuda.stream(side):

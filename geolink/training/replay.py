@@ -62,7 +62,8 @@ def replay(path: Path, progress: Progress | None = None) -> Replay:
         found = _examine(t, batch, step, f"those after step {first}, the last checkpoint before it")
         if not found.finite and step > first + 1:
             return found
-        batches = endless(t.stream, ranks.fabric.device)
+        # On the CPU, where a batch can be taken apart; a step brings it to the device.
+        batches = endless(t.stream, torch.device("cpu"))
         while t.step < step - 1:
             t.step += 1
             train_step(t, next(batches)[0], learning_rate(config, t.step, t.steps))

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from geolink.checkpoint import checkpoints, load_model
+from geolink.cli.main import main
 from geolink.models import GeoLink
 from geolink.training import loop
 from geolink.training.log import read_log
 from geolink.training.loop import pretrain
 from geolink.training.optim import learning_rate, make_optimizer, rate_factor, set_rate
-from schemas.errors import GeoLinkError
 from schemas.training import ModelConfig, TrainConfig
 from tests.geolink.test_training import TINY, assert_same_run, config, fail_at
 from tests.shards import make_dataset
@@ -124,27 +124,45 @@ def test_a_run_starts_from_the_weights_of_another(dataset: Path, tmp_path: Path)
         torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-7)
 
 
-def test_weights_that_do_not_fit_are_refused_in_a_sentence(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_line_refuses_weights_and_runs_of_other_data_or_sizes_in_a_sentence(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = tmp_path / "trained"
     pretrain(config(dataset, trained, epochs=1))
     folder = checkpoints(trained)[-1]
     meta = folder / "config.json"
     content = meta.read_text()
-    other = ModelConfig(**{**TINY.model_dump(), "patch_size": 16})
-    for old, new, model, text in (
-        ('"red"', '"swir"', TINY, r"was trained on bands swir, .* has red"),
-        ('"tag_encoder": "wordllama"', '"tag_encoder": "clip"', TINY, "encoded by clip"),
-        ('"residential"', '"suburb"', TINY, "another taxonomy .*'suburb' is a class of one only"),
-        ("", "", other, "has patches of 8 pixels, but model.patch_size is 16"),
+
+    def said(**changes: Any) -> str:
+        values = config(**{"dataset": dataset, "run": tmp_path / "run", **changes})
+        (tmp_path / "config.yaml").write_text(values.model_dump_json())
+        with pytest.raises(SystemExit) as end:
+            main(["pretrain", str(tmp_path / "config.yaml")])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    start = str(folder)
+    for old, new, text in (
+        ('"red"', '"swir"', "was trained on bands swir, "),
+        ('"tag_encoder": "wordllama"', '"tag_encoder": "clip"', "with tags encoded by clip, but"),
+        ('"residential"', '"suburb"', "another taxonomy than that of"),
     ):
         assert old in content
-        meta.write_text(content.replace(old, new, 1) if old else content)
-        with pytest.raises(GeoLinkError, match=text):
-            pretrain(config(dataset, tmp_path / "run", model=model, start=str(folder)))
-    with pytest.raises(GeoLinkError, match="nowhere"):
-        pretrain(config(dataset, tmp_path / "run", start="nowhere"))
+        meta.write_text(content.replace(old, new, 1))
+        assert text in said(start=start)
+    meta.write_text(content)
+    wide = ModelConfig(**{**TINY.model_dump(), "patch_size": 16})
+    assert "has patches of 8 pixels, but model.patch_size is 16" in said(model=wide, start=start)
+    wider = TINY.model_copy(update={"embed_dim": 32})
+    assert "does not fit the model" in said(model=wider, start=start)
+    assert "nowhere" in said(start="nowhere")
+    assert "holds a run with lr 0.0005, now it is 0.1" in said(run=trained, lr=0.1, epochs=1)
+    assert "batch_size is 22, but split 'train'" in said(batch_size=22)
+    many = TINY.model_copy(update={"bands": 12})
+    assert "model.bands is 12, but" in said(model=many)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_compiled_step_and_recomputed_blocks_are_the_same_run(
