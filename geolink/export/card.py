@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from geolink.checkpoint import CheckpointMeta
+
+Results = dict[str, dict[str, str]]
+"""By title, rows of a table."""
 
 _IMPORTS = {
     "timm": "import timm", "hf": "import timm, transformers", "onnx": "import onnxruntime",
@@ -19,7 +24,7 @@ def model_card(
     to: str,
     load: str,
     difference: float | None,
-    validation: Mapping[str, Any],
+    results: Results,
     parameters: int,
 ) -> str:
     """The card as Markdown.
@@ -29,7 +34,7 @@ def model_card(
         to: what it was exported to; `hf` gets the hub's metadata on top.
         load: lines of Python that load it.
         difference: largest one between what that gives and GeoLink's own, if it was compared.
-        validation: figures of the run's evaluation, if there was one.
+        results: evaluations of the checkpoint (`read_results`).
         parameters: of the encoder.
     """
     c = meta.config.model
@@ -61,7 +66,7 @@ def model_card(
         "## What it was learnt from",
         _origin(meta),
         "## Results",
-        _results(meta, validation),
+        _results(meta, results),
         "## Licences",
         _licences(meta),
         "## Config",
@@ -117,16 +122,70 @@ def _origin(meta: CheckpointMeta) -> str:
     )
 
 
-def _results(meta: CheckpointMeta, validation: Mapping[str, Any]) -> str:
-    figures = {k: v for k, v in validation.items() if isinstance(v, int | float) and k != "step"}
-    if not figures and meta.validation is not None:
-        figures = {"balanced_accuracy": meta.validation}
-    if not figures:
-        return "The run holds no evaluation up to this checkpoint; `geolink evaluate` makes one."
-    step = validation.get("step", meta.step)
-    rows = [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in figures.items()]
-    return "\n".join(
-        [f"kNN on the validation split after step {step:,}:", "", "| | |", "|---|---|", *rows]
+def read_results(run: Path, meta: CheckpointMeta) -> Results:
+    """What the run's folder says of the checkpoint: the last evaluation in its log, and files that
+    `geolink evaluate` wrote there. Empty for converted weights.
+    """
+    results: Results = {}
+    if meta.published is not None:
+        return results
+    for record in _records(run / "log.jsonl"):
+        if "validation" in record and record["step"] <= meta.step:
+            title = f"kNN on the validation split, after step {record['step']:,}"
+            # The one before it is of less interest.
+            results = {title: _figures(record["validation"])}
+    for path in sorted(run.glob("*.json")):
+        for record in _records(path, whole=True):
+            if "scores" not in record or record.get("step") != meta.step:
+                continue
+            title = (
+                f"{record['task']} on {record['held_out']:,} chips of {record['dataset']} (splits "
+                f"{', '.join(record['held_out_splits'])}), {record['classes']} classes: accuracy, "
+                "95 % interval"
+            )
+            results[title] = {
+                name: f"{score['accuracy']:.1%}, {score['interval'][0]:.1%} to "
+                f"{score['interval'][1]:.1%}"
+                for name, score in record["scores"].items()
+            }
+    return results
+
+
+def _records(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line or one in all; what is none is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    records = []
+    for part in [text] if whole else text.splitlines():
+        try:
+            record = json.loads(part)
+        except ValueError:
+            continue
+        records += [record] if isinstance(record, dict) else []
+    return records
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        k.replace("_", " "): f"{v:.4g}" for k, v in values.items() if isinstance(v, int | float)
+    }
+
+
+def _results(meta: CheckpointMeta, results: Results) -> str:
+    if not results and meta.validation is not None:
+        results = {"kNN on the validation split": _figures({"balanced_accuracy": meta.validation})}
+    if not results:
+        return "The run holds no evaluation of this checkpoint; `geolink evaluate` makes one."
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"{title}:",
+                "",
+                "| what | figure |",
+                "|---|---|",
+                *(f"| {k} | {v} |" for k, v in rows.items()),
+            ]
+        )
+        for title, rows in results.items()
     )
 
 

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from geolink.checkpoint import CheckpointMeta, checkpoint_folder, load_model
-from geolink.export.card import model_card
+from geolink.export.card import model_card, read_results
 from geolink.models.build import PretrainModel
 from schemas.errors import GeoLinkError
 from schemas.training import VIT_SIZES, ModelConfig
@@ -86,7 +86,7 @@ def export_encoder(checkpoint: Path, folder: Path, to: Target) -> EncoderExport:
         load = how_to_load(meta.config.model, to)
         written = sorted(p.name for p in partial.iterdir())
         card = model_card(
-            meta, to, load, difference, _validations(checkpoint, meta),
+            meta, to, load, difference, read_results(checkpoint_folder(checkpoint).parent, meta),
             sum(p.numel() for p in encoder.parameters()),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -255,7 +255,7 @@ def _compare(loaded: nn.Module, model: PretrainModel) -> float:
     encoder = cast(VisionTransformer, loaded.eval())
     images = _images(model)
     difference = _largest(encoder.forward_features(images), model, images)
-    cast(nn.LayerNorm, encoder.norm).eps = model.img_norm.eps
+    cast(nn.LayerNorm, encoder.norm).eps = cast(nn.LayerNorm, model.img_norm).eps
     exact = _largest(encoder.forward_features(images), model, images)
     if not exact < 1e-3:
         raise GeoLinkError(f"the exported encoder comes back different, by {exact:.1e}")
@@ -271,15 +271,3 @@ def _images(model: PretrainModel) -> Tensor:
     c = model.config
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, c.bands, c.image_size, c.image_size, generator=generator)
-
-
-def _validations(checkpoint: Path, meta: CheckpointMeta) -> dict[str, Any]:
-    """Figures of the run's last evaluation up to the checkpoint; empty if there is none."""
-    log = checkpoint_folder(checkpoint).parent / "log.jsonl"
-    found: dict[str, Any] = {}
-    if log.exists() and meta.published is None:
-        for line in log.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if "validation" in record and record["step"] <= meta.step:
-                found = {"step": record["step"], **record["validation"]}
-    return found

@@ -46,7 +46,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"step": 20, "validation": {"accuracy": 0.75, "balanced_accuracy": 0.625}},
         {"step": 30, "validation": {"accuracy": 0.875, "balanced_accuracy": 0.875}},
     ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "log.jsonl").write_text(text + '{"step": 30, "valid')
+    score = {"accuracy": 0.786, "interval": [0.768, 0.806]}
+    result = {"task": "knn", "step": 20, "dataset": "monaco", "held_out": 1600, "classes": 19,
+              "held_out_splits": ["val", "test"], "scores": {"encoder": score}}  # fmt: skip
+    (folder / "knn.json").write_text(json.dumps(result))
+    (folder / "older.json").write_text(json.dumps(result | {"step": 10, "task": "outdated"}))
     return folder
 
 
@@ -114,13 +120,16 @@ def test_the_card_tells_inputs_origin_results_and_licences(run: Path, tmp_path: 
         "Pixels that are 0 (no data) in every band become 0",
         "Dataset `monaco`, snapshot 7, split `train`; 20 of 40 steps of 128 chips, seed 0",
         "`wordllama`",
-        "kNN on the validation split after step 20:",
+        "kNN on the validation split, after step 20:",
         "| accuracy | 0.75 |",
+        "knn on 1,600 chips of monaco (splits val, test), 19 classes: accuracy, 95 % interval:",
+        "| encoder | 78.6%, 76.8% to 80.6% |",
         "[ODbL-1.0](https://www.openstreetmap.org/copyright) | © OpenStreetMap contributors",
         '"embed_dim": 32',
     ):
         assert part in card, part
     assert "0.875" not in card
+    assert "outdated" not in card
     export_encoder(run, tmp_path / "hf", "hf")
     head = (tmp_path / "hf" / "README.md").read_text().split("---\n")[1]
     assert yaml.safe_load(head)["library_name"] == "timm"
