@@ -1,5 +1,7 @@
 """A run that is looked at is the same run; what is told of it is true."""
 
+import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -34,8 +36,11 @@ from geolink.training.pictures import (
 from schemas.errors import GeoLinkError
 from schemas.evaluation import EvaluateConfig
 from schemas.training import TrainConfig
+from tests.flows.test_report import Browser, browser
 from tests.geolink.test_training import assert_same_run, config
 from tests.shards import make_dataset
+
+__all__ = ["browser"]
 
 SPLITS = ("train", "train", "train", "val")
 
@@ -130,19 +135,51 @@ class Sources(HTMLParser):
 
 
 def test_the_page_of_a_run_shows_it_and_fetches_nothing(looked: Path) -> None:
-    html = (looked / "index.html").read_text(encoding="utf-8")
+    page = (looked / "index.html").read_text(encoding="utf-8")
     parser = Sources()
-    parser.feed(html)
+    parser.feed(page)
     assert parser.found
     assert all(source.startswith("data:image/png") for source in parser.found)
     assert not parser.tags & {"script", "link", "iframe", "object"}
-    assert "@import" not in html
-    assert not re.search(r"url\(", html)
-    assert "Finished: 12 of 12 steps are done." in html
+    assert "@import" not in page
+    assert not re.search(r"url\(", page)
+    assert "Finished: 12 of 12 steps are done." in page
     for title in ("Loss", "Contrast", "Gradient norm", "kNN on the validation split", "Memory"):
-        assert f"<h3>{title}</h3>" in html
-    assert html.count("<img") == 3
-    assert "the peak of this device is not known" in html
+        assert f"<h3>{title}</h3>" in page
+    assert page.count("<img") == 3
+    assert "the peak of this device is not known" in page
+
+
+_MEASURE = """<script>addEventListener('load', () => {
+  const wide = document.documentElement;
+  parent.document.body.dataset.measured = JSON.stringify([
+    wide.scrollWidth, wide.clientWidth, [...document.images].every(i => i.naturalWidth > 0),
+    performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length,
+  ]);
+});</script></body>"""
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_a_phone_shows_the_page_without_overflow_or_requests(
+    looked: Path, browser: Browser, tmp_path: Path, scheme: int
+) -> None:
+    page = (looked / "index.html").read_text(encoding="utf-8")
+    # Its policy forbids scripts, so the measuring copy goes without it.
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    assert policy.search(page)
+    measuring = html.escape(policy.sub("", page).replace("</body>", _MEASURE))
+    copy = tmp_path / "page.html"
+    copy.write_text(
+        '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f'<iframe style="border:0;width:390px;height:900px" srcdoc="{measuring}"></iframe>',
+        encoding="utf-8",
+    )
+    flags = (f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom", copy.as_uri())
+    done = browser.run(*flags)
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r'data-measured="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    assert json.loads(html.unescape(found[1])) == [390, 390, True, 0]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
