@@ -46,7 +46,7 @@ def cover(shares: Tensor, kind: Tensor, osm_class: Tensor, classes: int) -> Tens
         kind, osm_class: [B, K] of each slot; class 0 (none) counts for nothing.
         classes: of the taxonomy.
     """
-    polygon = (kind == Kind.POLYGON)[..., None]
+    polygon = (kind == Kind.POLYGON.value)[..., None]
     met = torch.where(polygon, shares, (shares > 0).to(shares.dtype))
     of_class = F.one_hot(osm_class.long(), classes + 1)[..., 1:].to(shares.dtype)
     return torch.bmm(met.transpose(1, 2), of_class).clamp(max=1.0)
