@@ -45,10 +45,7 @@ def columns(table: Mapping[str, Sequence[Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(table)
         return
-    rows = [
-        [name.replace("_", " "), *("none" if v is None else human(v) for v in values)]
-        for name, values in table.items()
-    ]
+    rows = [[name.replace("_", " "), *(human(v) for v in values)] for name, values in table.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
@@ -57,6 +54,8 @@ def columns(table: Mapping[str, Sequence[Any]], *, as_json: bool) -> None:
 
 def human(value: object) -> str:
     """A value as people read it."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
