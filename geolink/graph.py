@@ -253,7 +253,7 @@ def pack(
         osm_class=torch.from_numpy(osm_class[order]),
         osm_id=torch.from_numpy(osm_id[order]),
         size=torch.from_numpy(size[order]),
-        anchor=torch.from_numpy(anchor[order]),
+        anchor=torch.from_numpy(np.take(anchor, order, axis=0)),
         tag_offset=torch.from_numpy(tag_offset),
         tag=torch.from_numpy(tag[tags].astype(np.int64)),
         tag_weight=torch.from_numpy(tag_weight[tags]),
