@@ -4,7 +4,7 @@ Fabricated shards of 256 chips, of 3x224x224 uint8 and of 12x64x64 uint16, with 
 300 objects a chip. Contenders, each in a process of its own, on the same chips, in batches of 64,
 page cache warm:
 
-- `ours`: `ShardStream` with its defaults, one reading thread;
+- `ours`: `ShardStream` with its defaults, two reading threads;
 - `memory_map`: the same bytes in flat files, mapped, and read in whole shards into fresh memory,
   of which batches are then gathered in shuffled order; nothing checked, no graph made;
 - `memory_map_in_place`: the floor: batches gathered from the map itself;
@@ -162,7 +162,7 @@ def stream_of(dataset: Path | str, times: int, cached: Path | None = None) -> Sh
     """A stream that goes so many times over the shards in an epoch."""
     opened = open_dataset(dataset)
     opened = replace(opened, rows=opened.rows * times)
-    return ShardStream(opened, split="train", batch_size=BATCH, seed=0, cache=cached)
+    return ShardStream(opened, split="train", batch_size=BATCH, seed=0, readers=2, cache=cached)
 
 
 def ours(folder: Path) -> Iterator[int]:

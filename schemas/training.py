@@ -292,7 +292,8 @@ class TrainConfig(Config):
             description="Spans that an epoch is cut into; a batch takes equal parts of all, and "
             "each device whole ones, so that it reads its share of the shards. A multiple of the "
             "devices. None: the largest power of two that divides batch_size, up to the shards "
-            "that are shuffled together.",
+            "that are shuffled together. With accumulate, a part is of some of the lanes: fewer "
+            "lanes, of more shards each, mix it better.",
         ),
     ] = None
     balance: Annotated[
@@ -411,6 +412,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be shared evenly by devices {self.devices} "
                 f"in accumulate {self.accumulate} parts: make it a multiple of {parts}"
+            )
+        if self.lanes and (self.batch_size % self.lanes or self.lanes % self.devices):
+            raise ValueError(
+                f"lanes {self.lanes} must be a multiple of devices {self.devices} and divide "
+                f"batch_size {self.batch_size}"
             )
         if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
             raise ValueError(

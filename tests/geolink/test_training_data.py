@@ -111,6 +111,12 @@ def test_datasets_that_cannot_be_mixed_are_refused(datasets: list[Path], tmp_pat
         pretrain(config(datasets, tmp_path / "b", mix=mix))
 
 
+def test_lanes_that_devices_cannot_share_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lanes 4 must be a multiple of devices 3 and divide"):
+        config([tmp_path], tmp_path, lanes=4, devices=3, batch_size=12)
+    assert config([tmp_path], tmp_path, lanes=6, devices=3, batch_size=12).lanes == 6
+
+
 def test_folders_of_a_mix_are_taken_from_the_configs_folder(tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text("dataset: a\nrun: r\nmix:\n- dataset: b\n  weight: 2\n- dataset: s3://x/y\n")
