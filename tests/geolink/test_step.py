@@ -8,11 +8,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.profiler import ProfilerActivity, profile
 
 from geolink.graph import GraphBatch
 from geolink.models.build import make_model
+from geolink.models.context import ChipContext
 from geolink.reader import open_dataset
 from geolink.stream import Batch, read_chips
 from geolink.training.augment import augment
@@ -103,35 +106,49 @@ def test_a_step_on_a_gpu_never_waits_for_it(dataset: Path, tmp_path: Path) -> No
         assert bool(torch.isfinite(losses["total"]))
 
 
-def test_a_step_compiles_without_a_break_and_seldom_again(tmp_path: Path) -> None:
-    import torch._dynamo
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    batches = [
-        batch_of(make_dataset(tmp_path / f"d{n}", shards=1, chips=8, objects=n, seed=n))
-        for n in (20, 5, 9, 30, 14, 25)
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> list[Batch]:
+    """Batches of the same chips and very different graphs."""
+    folder = tmp_path_factory.mktemp("ragged")
+    return [
+        batch_of(make_dataset(folder / str(n), shards=1, chips=8, objects=n, seed=n))
+        for n in (20, 5, 9, 30, 14)
     ]
-    images = torch.randn(8, 3, 32, 32)
-    model = make_model(TINY, torch.randn(40, 16))
-    weight = torch.ones(8)
+
+
+@pytest.mark.parametrize("variant", ["paper", "geolink2"])
+def test_a_step_compiles_without_a_break_and_seldom_again(
+    ragged: list[Batch], variant: str
+) -> None:
     torch._dynamo.reset()
-    found = torch._dynamo.explain(augment)(
-        images, batches[0].graph, options=EVERYTHING, patches=PATCHES
-    )
-    assert (found.graph_count, found.break_reasons) == (1, [])
-    torch._dynamo.reset()
+    torch.manual_seed(0)
+    images, weight = torch.randn(8, 3, 32, 32), torch.ones(8)
+    model = make_model(
+        TINY.model_copy(update={"variant": variant, "depth": 1}), torch.randn(40, 16)
+    ).eval()
     counter = CompileCounterWithBackend("eager")
     # A break in the graph is an error.
     compiled = torch.compile(model.forward, backend=counter, fullgraph=True)
-    for batch in batches:
-        noise = {"mask_noise": torch.rand(8, 16), "node_noise": torch.rand(batch.graph.nodes)}
-        model.eval()
-        expected = model(images, batch.graph, weight=weight, **noise)
-        losses = compiled(images, batch.graph, weight=weight, **noise)
+    for batch in ragged:
+        known = {
+            "weight": weight, "mask_noise": torch.rand(8, 16),
+            "node_noise": torch.rand(batch.graph.nodes),
+            "context": ChipContext(batch.time, batch.gsd_m, batch.center_lonlat),
+        }  # fmt: skip
+        losses = compiled(images, batch.graph, **known)
         losses["total"].backward()
-        torch.testing.assert_close(losses["total"], expected["total"])
+        torch.testing.assert_close(losses["total"], model(images, batch.graph, **known)["total"])
     # Once for the first batch's sizes, once for any.
     assert counter.frame_count <= 3
+    torch._dynamo.reset()
+
+
+def test_augmentation_compiles_without_a_break(ragged: list[Batch]) -> None:
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(augment)(
+        torch.randn(8, 3, 32, 32), ragged[0].graph, options=EVERYTHING, patches=PATCHES
+    )
+    assert (found.graph_count, found.break_reasons) == (1, [])
     torch._dynamo.reset()
 
 
