@@ -184,7 +184,7 @@ class GeoLink2(nn.Module):
         )
         shares = correspondence(graph, slot, valid, self.grid**2)
         osm_class = _rows(graph.osm_class, slot) * valid
-        covered = cover(shares, _rows(graph.kind(), slot), osm_class, o.classes)
+        covered = cover(graph, self.grid**2, o.classes)
         if o.guided_masking > 0:
             # What OSM says of a patch can be known without seeing it.
             mask_noise = mask_noise + o.guided_masking * covered.amax(-1)
@@ -203,12 +203,11 @@ class GeoLink2(nn.Module):
             found["objects"] = class_loss(
                 self.object_head(pooled), osm_class, area[..., 0] > 0, weight
             )
+        if node_mask is None:
+            node_mask = mask_nodes(graph, node_noise, c.node_mask_ratio)
         if self.weights.keys() & _OF_NODES:
-            hidden = node_mask
-            if hidden is None:
-                hidden = mask_nodes(graph, node_noise, c.node_mask_ratio)
             features = self._node_features(graph)
-            nodes = self._encode_nodes(features, hidden, graph)
+            nodes = self._encode_nodes(features, node_mask, graph)
         if "contrast" in self.weights:
             found["contrast"] = self._contrast(shown, nodes, graph, weight, pairs)
         if "consistency" in self.weights:
@@ -216,7 +215,7 @@ class GeoLink2(nn.Module):
             _, joined = self._fuse(shown, position, nodes, slot, valid, seen, graph)
             found["consistency"] = consistency_loss(
                 self.osm_node_pred(joined), _rows(features, slot),
-                valid & _rows(hidden, slot), weight,
+                valid & _rows(node_mask, slot), weight,
             )  # fmt: skip
         if "patch_object" in self.weights:
             found["patch_object"] = self._patch_object(shown, nodes, slot, seen, osm_class)

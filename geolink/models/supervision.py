@@ -1,7 +1,7 @@
 """What `geolink2` learns from objects beside the contrast of whole chips.
 
-All of it goes by one matrix, `correspondence`: how much each object of a chip has to do with each
-patch. It is made from the graph that came through the augmentation, so it fits the pixels.
+Which patches an object meets is taken from the graph that came through the augmentation, so it
+fits the pixels.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ def correspondence(graph: GraphBatch, slot: Tensor, valid: Tensor, patches: int)
     return flat.index_add(0, cell, graph.patch_weight)[:-1].view(*slot.shape, patches)
 
 
-def cover(shares: Tensor, kind: Tensor, osm_class: Tensor, classes: int) -> Tensor:
-    """How much of each patch each class covers: float32 [B, L, classes] in [0, 1].
+def cover(graph: GraphBatch, patches: int, classes: int) -> Tensor:
+    """How much of each patch each class covers: float32 [B, patches, classes] in [0, 1].
 
     Polygons count by area; a line or point that meets a patch counts in full, since its width is
-    not known. Classes may overlap: a house stands in its residential area.
-
-    Args:
-        shares: [B, K, L] (`correspondence`).
-        kind, osm_class: [B, K] of each slot; class 0 (none) counts for nothing.
-        classes: of the taxonomy.
+    not known. Classes may overlap: a house stands in its residential area. Objects of class 0
+    (none) count for nothing.
     """
-    polygon = (kind == Kind.POLYGON.value)[..., None]
-    met = torch.where(polygon, shares, (shares > 0).to(shares.dtype))
-    of_class = F.one_hot(osm_class.long(), classes + 1)[..., 1:].to(shares.dtype)
-    return torch.bmm(met.transpose(1, 2), of_class).clamp(max=1.0)
+    count, total = graph.patch_offset.diff(), graph.patch.shape[0]
+    node = torch.repeat_interleave(
+        torch.arange(graph.nodes, device=graph.patch.device), count, output_size=total
+    )
+    polygon = (graph.kind() == Kind.POLYGON)[node]
+    share = torch.where(polygon, graph.patch_weight, (graph.patch_weight > 0).float())
+    row = graph.chip[node] * patches + graph.patch
+    cell = row * (classes + 1) + graph.osm_class[node].long()
+    flat = share.new_zeros(graph.chips * patches * (classes + 1)).index_add(0, cell, share)
+    return flat.view(graph.chips, patches, classes + 1)[..., 1:].clamp(max=1.0)
 
 
 def dense_loss(logit: Tensor, covered: Tensor, weight: Tensor | None) -> Tensor:
