@@ -97,8 +97,13 @@ def to_published(checkpoint: Path, file: Path, layout: Layout | None = None) -> 
     if file.suffix not in (".pth", ".pt", ".safetensors"):
         raise GeoLinkError(f"{file} is no .pth, .pt or .safetensors: give one as target")
     model = meta.config.model
-    if layout != "unimodal" and (model.variant != "paper" or model.fixes):
-        what = ", ".join(model.fixes) or model.variant
+    if model.variant != "paper":
+        raise GeoLinkError(
+            f"{folder} is of variant {model.variant}, which no published layout can hold; "
+            "`geolink export --to timm` writes its image encoder"
+        )
+    if layout != "unimodal" and model.fixes:
+        what = ", ".join(model.fixes)
         raise GeoLinkError(
             f"{folder} differs from the published model ({what}), which its layouts cannot say; "
             "--layout unimodal writes its image encoder"

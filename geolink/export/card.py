@@ -26,6 +26,7 @@ def model_card(
     difference: float | None,
     results: Results,
     parameters: int,
+    prefix: int,
 ) -> str:
     """The card as Markdown.
 
@@ -36,6 +37,7 @@ def model_card(
         difference: largest one between what that gives and GeoLink's own, if it was compared.
         results: evaluations of the checkpoint (`read_results`).
         parameters: of the encoder.
+        prefix: tokens before those of the patches.
     """
     c = meta.config.model
     unused = {"geolink2"} if c.variant == "paper" else None
@@ -58,8 +60,9 @@ def model_card(
         f"{_pretrained(meta)} This folder holds its image encoder only.",
         "## Load it",
         f"```python\n{_IMPORTS[to]}\n\n{load}\n```",
-        f"`tokens` are [batch, {1 + (c.image_size // c.patch_size) ** 2}, {c.embed_dim}], the "
-        "class token first, normed. The mean of all but the class token is the image embedding "
+        f"`tokens` are [batch, {prefix + (c.image_size // c.patch_size) ** 2}, {c.embed_dim}], the "
+        f"class token first{' and registers after it' if prefix > 1 else ''}, normed. The mean of "
+        "the patches' tokens is the image embedding "
         f"that pretraining aligns with OpenStreetMap. {compared}",
         "## What goes in",
         _inputs(meta, to),

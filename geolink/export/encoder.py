@@ -87,7 +87,7 @@ def export_encoder(checkpoint: Path, folder: Path, to: Target) -> EncoderExport:
         written = sorted(p.name for p in partial.iterdir())
         card = model_card(
             meta, to, load, difference, read_results(checkpoint_folder(checkpoint).parent, meta),
-            sum(p.numel() for p in encoder.parameters()),
+            sum(p.numel() for p in encoder.parameters()), prefix_tokens(model.config),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
@@ -113,6 +113,11 @@ def timm_name(model: ModelConfig) -> str:
     """timm's name of the image encoder; where it has none, the one that it is a variation of."""
     name = f"vit_{size_name(model)}_patch{model.patch_size}_{model.image_size}"
     return name if timm.is_model(name) else "vit_base_patch16_224"
+
+
+def prefix_tokens(model: ModelConfig) -> int:
+    """Tokens before those of the patches: the class token, and registers where there are any."""
+    return 1 + (model.geolink2.registers if model.variant == "geolink2" else 0)
 
 
 def how_to_load(model: ModelConfig, to: Target) -> str:
@@ -147,7 +152,7 @@ def how_to_load(model: ModelConfig, to: Target) -> str:
     lines = (
         'encoder = timm.create_model("local-dir:FOLDER", pretrained=True)\n'
         "tokens = encoder.forward_features(images)  # normalised; class token first\n"
-        "embedding = tokens[:, 1:].mean(1)"
+        f"embedding = tokens[:, {prefix_tokens(model)}:].mean(1)"
     )
     if to == "hf":
         lines += '\n\nmodel = transformers.AutoModel.from_pretrained("FOLDER")'
@@ -162,6 +167,8 @@ def _write_timm(
         "img_size": c.image_size, "patch_size": c.patch_size, "in_chans": c.bands,
         "embed_dim": c.embed_dim, "depth": c.depth, "num_heads": c.num_heads, "global_pool": "",
     }  # fmt: skip
+    if encoder.no_embed_class:
+        arguments |= {"reg_tokens": encoder.num_reg_tokens, "no_embed_class": True}
     # timm's transforms divide pixels by 255 first; ours are of stored values.
     config: dict[str, Any] = {
         "architecture": timm_name(c),
@@ -179,11 +186,16 @@ def _write_timm(
     }  # fmt: skip
     save_file(_state(encoder), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return _compare(timm.create_model(f"local-dir:{folder}", pretrained=True), model)
+    return _compare(timm.create_model(f"local-dir:{folder}", pretrained=True), encoder, model)
 
 
 def _write_torchgeo(encoder: VisionTransformer, model: PretrainModel, folder: Path) -> float:
     c = model.config
+    if encoder.no_embed_class:
+        raise GeoLinkError(
+            f"TorchGeo's encoders have no registers, as variant {c.variant} has; "
+            "--to timm writes it"
+        )
     if (size_name(c) or "", c.patch_size) not in TORCHGEO:
         known = ", ".join(f"{size} with patches of {patch}" for size, patch in TORCHGEO)
         raise GeoLinkError(
@@ -206,7 +218,7 @@ def _write_torchgeo(encoder: VisionTransformer, model: PretrainModel, folder: Pa
         name, num_classes=0, global_pool="", img_size=c.image_size, in_chans=c.bands
     )
     loaded.load_state_dict(torch.load(weights, weights_only=True))
-    return _compare(loaded, model)
+    return _compare(loaded, encoder, model)
 
 
 class _Features(nn.Module):
@@ -246,17 +258,19 @@ def _state(encoder: VisionTransformer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _compare(loaded: nn.Module, model: PretrainModel) -> float:
+def _compare(loaded: nn.Module, encoder: VisionTransformer, model: PretrainModel) -> float:
     """Largest difference of a loaded encoder from ours, as it is loaded.
 
-    Its last norm has timm's eps of 1e-6 instead of the published model's 1e-5, which nothing in
-    its files can say: with ours put in, it must be the same but for rounding.
+    Its norms have timm's eps of 1e-6, which nothing in its files can change; the last one of the
+    published model has 1e-5. With ours put in, it must be the same but for rounding.
     """
-    encoder = cast(VisionTransformer, loaded.eval())
+    loaded = loaded.eval()
     images = _images(model)
-    difference = _largest(encoder.forward_features(images), model, images)
-    cast(nn.LayerNorm, encoder.norm).eps = cast(nn.LayerNorm, model.img_norm).eps
-    exact = _largest(encoder.forward_features(images), model, images)
+    difference = _largest(cast(VisionTransformer, loaded).forward_features(images), model, images)
+    norms = ([m for m in e.modules() if isinstance(m, nn.LayerNorm)] for e in (loaded, encoder))
+    for theirs, ours in zip(*norms, strict=True):
+        theirs.eps = ours.eps
+    exact = _largest(cast(VisionTransformer, loaded).forward_features(images), model, images)
     if not exact < 1e-3:
         raise GeoLinkError(f"the exported encoder comes back different, by {exact:.1e}")
     return difference

@@ -11,10 +11,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from geolink.checkpoint import CheckpointMeta, load_model, model_tensors, save_checkpoint
+from geolink.checkpoint import (
+    CheckpointMeta,
+    checkpoint_folder,
+    load_model,
+    model_tensors,
+    read_meta,
+    save_checkpoint,
+)
 from geolink.cli import main
 from geolink.export.encoder import Target, export_encoder
 from geolink.models import GeoLink, ModelConfig
+from geolink.models.build import make_model
 from schemas.errors import GeoLinkError
 from schemas.licences import OSM
 from schemas.training import TrainConfig
@@ -84,6 +92,28 @@ def test_what_timm_loads_from_an_export_encodes_as_the_checkpoint(
     assert done.largest_difference < 1e-3
     assert done.parameters == sum(p.numel() for p in encoder.parameters())
     assert set(done.files) == {"README.md", "config.json", "model.safetensors"}
+
+
+@torch.no_grad()
+def test_an_encoder_with_registers_is_exported_too(run: Path, tmp_path: Path) -> None:
+    meta = read_meta(checkpoint_folder(run))
+    config = ModelConfig.model_validate(
+        CONFIG.model_dump() | {"variant": "geolink2", "osm_dim": 32}
+    )
+    changed = meta.config.model_copy(update={"model": config})
+    model = make_model(config).eval()
+    meta = meta.model_copy(update={"config": changed})
+    save_checkpoint(tmp_path / "run", {"model.safetensors": model_tensors(model)}, meta, {})
+    done = export_encoder(tmp_path / "run", tmp_path / "export", "timm")
+    assert "embedding = tokens[:, 5:].mean(1)" in done.load
+    encoder = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    for norm in (m for m in encoder.modules() if isinstance(m, torch.nn.LayerNorm)):
+        norm.eps = 1e-5
+    found, expected = encoder.forward_features(images()), model.encode_image(images())
+    assert found.shape == (3, 5 + 16, 32)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(GeoLinkError, match="have no registers"):
+        export_encoder(tmp_path / "run", tmp_path / "torchgeo", "torchgeo")
 
 
 @torch.no_grad()

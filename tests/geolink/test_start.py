@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from geolink.checkpoint import CheckpointMeta, model_tensors, save_checkpoint
 from geolink.models import GeoLink, ModelConfig
+from geolink.models.build import PretrainModel, make_model
 from geolink.models.ops import grid_sincos
 from geolink.models.start import start_from
 from schemas.errors import GeoLinkError
@@ -61,8 +62,8 @@ def test_bands_patches_and_positions_are_brought_to_the_model(tmp_path: Path) ->
     model = new_model(bands=6)
     notes = start_from(model, saved(vit, tmp_path / "vit.safetensors"))
     assert notes[1:3] == [
-        "learnt positions interpolated from 3 x 3 to 4 x 4 patches",
         "patch embedding brought from 3 to 6 bands and from 4 to 8 pixels",
+        "learnt positions interpolated from 3 x 3 to 4 x 4 patches",
     ]
     # Six bands that repeat three give what the three give: the sums stay as large.
     plain = new_model()
@@ -86,7 +87,7 @@ def test_sin_cos_positions_are_computed_for_the_grid(tmp_path: Path) -> None:
     assert torch.equal(model.img_pos_embed, grid_sincos(4, 64))
 
 
-def checkpoint(folder: Path, model: GeoLink) -> Path:
+def checkpoint(folder: Path, model: PretrainModel) -> Path:
     meta = CheckpointMeta(
         geolink="0", revision=None, step=5, steps=10, dataset="d", snapshot=3, tag_encoder="t",
         bands=("a", "b", "c"), nodata=0, mean=(0, 0, 0), std=(1, 1, 1),
@@ -125,13 +126,34 @@ def test_what_has_another_shape_beside_the_encoder_stays_new_and_is_told(tmp_pat
     assert not torch.equal(model.img_fusion_mlp.weight, fresh["img_fusion_mlp.weight"])
 
 
+@torch.no_grad()
+def test_the_encoder_of_one_variant_starts_from_that_of_another(tmp_path: Path) -> None:
+    paper = new_model(7).eval()
+    paper.cls_token.normal_()
+    other = {"variant": "geolink2", "osm_dim": 32}
+    second = make_model(ModelConfig.model_validate(CONFIG.model_dump() | other)).eval()
+    registers = [n for n, _ in second.named_parameters() if n.endswith("reg_token")]
+    notes = start_from(second, checkpoint(tmp_path / "run", paper))
+    assert notes[1:] == ["new weights for everything but the image encoder"]
+    # Registers are new: without them, and with the norms' eps alike, it is the same encoder.
+    images, encoder = torch.randn(2, 3, 32, 32), second.image_encoder().eval()
+    encoder.reg_token, encoder.num_prefix_tokens, encoder.num_reg_tokens = None, 1, 0
+    for block in encoder.blocks:
+        block.norm1.eps = block.norm2.eps = 1e-6
+    assert registers
+    found, expected = encoder.forward_features(images), paper.encode_image(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(GeoLinkError, match="reg_token is not the model's"):
+        start_from(new_model(), checkpoint(tmp_path / "second", second))
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"depth": 3}, r"img_encoder\.blocks\.2.*is not the model's"),
-        ({"depth": 1}, r"img_encoder\.blocks\.1.* is missing"),
-        ({"embed_dim": 32}, r"has shape \[1, 1, 32\], not \[1, 1, 64\]"),
-        ({"reg_tokens": 4, "num_classes": 0}, r"img_encoder\.reg_token is not the model's"),
+        ({"depth": 3}, r"blocks\.2.*is not the model's"),
+        ({"depth": 1}, r"blocks\.1.* is missing"),
+        ({"embed_dim": 32}, r"has shape \[32, 32\], not \[64, 64\]"),
+        ({"reg_tokens": 4, "num_classes": 0}, r"reg_token is not the model's"),
         ({"init_values": 0.1}, r"ls1\.gamma is not the model's"),
     ],
 )
