@@ -72,7 +72,7 @@ def contrast_loss(
     """
     image, region = F.normalize(image.float(), dim=-1), F.normalize(region.float(), dim=-1)
     counted = _weighted(has_region, weight)
-    images, regions, some = gather(image), gather(region), gather(has_region)
+    images, regions, some = gather(image), gather(region), gather(has_region.float()) > 0
     with torch.autocast(image.device.type, enabled=False):
         to_regions = image @ regions.t() / temperature
         to_images = to_regions if images is image else images @ region.t() / temperature

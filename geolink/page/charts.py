@@ -83,7 +83,9 @@ def draw_curves(curves: Sequence[Curve], *, percent: bool = False, dots: bool = 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """At most so many round numbers that span low to high, or a little more."""
     span = high - low if high > low else max(abs(high), 1.0)
-    if high <= low:
+    if low == high == 0:
+        high = 1.0
+    elif high <= low:
         low, high = low - span / 2, high + span / 2
     power = 10.0 ** np.floor(np.log10(span / most))
     for factor in (1, 2, 5, 10, 20, 50):

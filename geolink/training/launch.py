@@ -129,8 +129,7 @@ def _failure(ranks: list[_Rank], failures: list[tuple[int, dict[str, Any]]]) -> 
     for rank, said in failures:
         if "crash" in said:
             sys.stderr.write(said["crash"])
-            last = said["crash"].strip().splitlines()[-1]
-            return GeoLinkError(f"process {rank} of {len(ranks)} broke: {last}; {again}")
+            return GeoLinkError(f"process {rank} of {len(ranks)} broke: {said['why']}; {again}")
     told = failures[0][1]["error"] if failures else "a process ended without a word"
     return GeoLinkError(f"{told}; {again}")
 
@@ -160,8 +159,9 @@ def _main() -> int:
         except GeoLinkError as error:
             say(error=str(error), other=isinstance(error, OtherRankFailed))
             return 2
-        except BaseException:  # noqa: BLE001 - told by the process that waits
-            say(crash=traceback.format_exc())
+        except BaseException as error:  # noqa: BLE001 - told by the process that waits
+            first_line = next(iter(str(error).splitlines()), "")
+            say(crash=traceback.format_exc(), why=f"{type(error).__name__}: {first_line}")
             return 1
         if first:
             say(result=dataclasses.asdict(result))

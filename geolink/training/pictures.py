@@ -174,7 +174,10 @@ def draw_map(fit: LabelledChips, held_out: LabelledChips, picture: Path) -> None
     """
     features = torch.cat([fit.features["encoder"], held_out.features["encoder"]])
     lonlat = np.concatenate([fit.center_lonlat, held_out.center_lonlat])
-    figure = Figure(figsize=(8, 6), facecolor="white", layout="constrained")
+    wide, tall = np.ptp(lonlat, axis=0) + 1e-9
+    shape = tall / wide / max(np.cos(np.radians(lonlat[:, 1].mean())), 0.05)
+    height = float(np.clip(7 * shape + 0.8, 2.5, 8))
+    figure = Figure(figsize=(8, height), facecolor="white", layout="constrained")
     axis = figure.subplots()
     color = principal_colors(features)
     # Squares of about the chips' distance from one another.

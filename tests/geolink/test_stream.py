@@ -17,7 +17,7 @@ import torch
 
 from geolink.graph import pack
 from geolink.reader import Arrays, Dataset, open_dataset, read_shard
-from geolink.stream import Batch, MixedStream, ShardStream, mixed_vocabulary, read_chips
+from geolink.stream import Batch, ShardStream, read_chips
 from geolink.stream import source as stream_source
 from schemas.dataset import read_arrays
 from schemas.errors import GeoLinkError
