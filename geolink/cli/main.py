@@ -163,7 +163,7 @@ def show(
     click.echo(f"wrote {picture}")
 
 
-@cli.command(short_help="Write chips as GeoTIFF, PNG, STAC, ...; or an encoder for timm, ONNX.")
+@cli.command(short_help="Write chips as GeoTIFF, PNG or STAC, or an encoder.")
 @click.argument("source", type=LOCATION)
 @click.argument("folder", type=_FILE)
 @click.option(

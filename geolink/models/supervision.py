@@ -46,7 +46,7 @@ def cover(graph: GraphBatch, patches: int, classes: int) -> Tensor:
     node = torch.repeat_interleave(
         torch.arange(graph.nodes, device=graph.patch.device), count, output_size=total
     )
-    polygon = (graph.kind() == Kind.POLYGON)[node]
+    polygon = graph.kind()[node] == int(Kind.POLYGON)
     share = torch.where(polygon, graph.patch_weight, (graph.patch_weight > 0).float())
     row = graph.chip[node] * patches + graph.patch
     cell = row * (classes + 1) + graph.osm_class[node].long()
