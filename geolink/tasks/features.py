@@ -11,7 +11,6 @@ from torch import Tensor
 
 from geolink.checkpoint import CheckpointMeta
 from geolink.models.build import PretrainModel, make_model
-from schemas.evaluation import Baseline
 
 PIXELS = 16
 """Side that raw pixels are reduced to where chips are larger."""
@@ -25,7 +24,7 @@ Extractor = Callable[[Tensor], Tensor]
 
 
 def extractors(
-    model: PretrainModel, meta: CheckpointMeta, baselines: tuple[Baseline, ...], seed: int
+    model: PretrainModel, meta: CheckpointMeta, baselines: tuple[str, ...], seed: int
 ) -> dict[str, Extractor]:
     """The encoder and the baselines by name; the model is on its device, in evaluation mode."""
     found: dict[str, Extractor] = {"encoder": encoder_features(model)}
