@@ -232,8 +232,12 @@ class GeoLink2(nn.Module):
         """All tokens of images [B, bands, H, W]: [B, prefix + L, embed_dim], normed, class first,
         then the registers.
         """
+        return self.image_tokens(images)[-1]
+
+    def image_tokens(self, images: Tensor, layers: Sequence[int] = ()) -> list[Tensor]:
+        """See `GeoLink.image_tokens`; registers follow the class token."""
         self._patches(images)
-        return self._encode(images)[-1]
+        return self._encode(images, layers=layers)
 
     def embed_image(self, images: Tensor) -> Tensor:
         """Mean of the normed patch tokens: [B, embed_dim]."""
@@ -244,7 +248,11 @@ class GeoLink2(nn.Module):
 
         A chip's does not depend on the other chips.
         """
-        region: Tensor = self.osm_read_out(self.encode_nodes(graph), graph)[0]
+        return self.region_of(self.encode_nodes(graph), graph)
+
+    def region_of(self, nodes: Tensor, graph: GraphBatch) -> Tensor:
+        """`encode_region` from the embeddings of the nodes."""
+        region: Tensor = self.osm_read_out(nodes, graph)[0]
         return region
 
     def encode_nodes(self, graph: GraphBatch) -> Tensor:
@@ -274,16 +282,28 @@ class GeoLink2(nn.Module):
         *blocks, normed = self._encode(images, layers=layers)
         maps = {i: tokens[:, self.prefix :] for i, tokens in zip(sorted(set(layers)), blocks)}
         if last in maps:
-            noise = torch.rand(graph.nodes, device=images.device, generator=generator)
-            slot, valid = node_slots(graph, torch.ones_like(graph.living()), noise, max_nodes)
-            shares = correspondence(graph, slot, valid, self.grid**2)
-            shown, nodes = normed[:, self.prefix :], self.encode_nodes(graph)
-            maps[last], _ = self._fuse(
-                shown, self.fusion_position, nodes, slot, valid, shares, graph
-            )
+            maps[last] = self.fuse(
+                normed[:, self.prefix :], self.encode_nodes(graph), graph, max_nodes=max_nodes,
+                generator=generator,
+            )  # fmt: skip
         return [
             maps[i].transpose(1, 2).reshape(len(images), -1, self.grid, self.grid) for i in layers
         ]
+
+    def fuse(
+        self,
+        patches: Tensor,
+        nodes: Tensor,
+        graph: GraphBatch,
+        *,
+        max_nodes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """See `GeoLink.fuse`."""
+        noise = torch.rand(graph.nodes, device=patches.device, generator=generator)
+        slot, valid = node_slots(graph, torch.ones_like(graph.living()), noise, max_nodes)
+        shares = correspondence(graph, slot, valid, self.grid**2)
+        return self._fuse(patches, self.fusion_position, nodes, slot, valid, shares, graph)[0]
 
     def image_encoder(self) -> VisionTransformer:
         """A copy of the image encoder that stands alone, for timm and what builds on it.

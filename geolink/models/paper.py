@@ -49,6 +49,9 @@ class GeoLink(nn.Module):
     losses: ClassVar[tuple[str, ...]] = ("reconstruction", "contrast", "consistency")
     """Names of the parts of the loss that `forward` returns beside `total`."""
 
+    prefix: ClassVar[int] = 1
+    """Tokens before those of the patches."""
+
     tag_table: Tensor
     anchor_share: Tensor
 
@@ -233,7 +236,12 @@ class GeoLink(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """All tokens of images [B, bands, H, W]: [B, 1 + L, embed_dim], normed, class first."""
-        return self._encode_patches(self._patches(images))[-1]
+        return self.image_tokens(images)[-1]
+
+    def image_tokens(self, images: Tensor, layers: Sequence[int] = ()) -> list[Tensor]:
+        """[.., B, 1 + L, embed_dim]: outputs of the blocks in `layers`, each once, rising, not
+        normed; and last the normed tokens, class first."""
+        return self._encode_patches(self._patches(images), layers=layers)
 
     def embed_image(self, images: Tensor) -> Tensor:
         """Mean of the normed patch tokens, the class token left out: [B, embed_dim].
@@ -247,7 +255,11 @@ class GeoLink(nn.Module):
 
         Quirk: depends on the other chips of the batch (`GraphLayerNorm`).
         """
-        return self._read_out(self.encode_nodes(graph), graph)[0]
+        return self.region_of(self.encode_nodes(graph), graph)
+
+    def region_of(self, nodes: Tensor, graph: GraphBatch) -> Tensor:
+        """`encode_region` from the embeddings of the nodes."""
+        return self._read_out(nodes, graph)[0]
 
     def encode_nodes(self, graph: GraphBatch) -> Tensor:
         """Embeddings of all nodes, nothing masked: float32 [M, osm_dim]."""
@@ -277,14 +289,32 @@ class GeoLink(nn.Module):
         maps = {i: tokens[:, 1:] for i, tokens in zip(sorted(set(layers)), blocks)}
         if last in maps:
             nodes = self.encode_nodes(graph)
-            every = torch.ones_like(graph.chip, dtype=torch.bool)
-            noise = uniform((graph.nodes,), images.device, generator)
-            slot, valid = node_slots(graph, every, noise, max_nodes)
-            position = self.fusion_img_pos_embed[:, 1:]
-            maps[last], _ = self._fuse(normed[:, 1:], position, nodes, slot, valid, graph)
+            maps[last] = self.fuse(
+                normed[:, 1:], nodes, graph, max_nodes=max_nodes, generator=generator
+            )
         return [
             maps[i].transpose(1, 2).reshape(len(images), -1, self.grid, self.grid) for i in layers
         ]
+
+    def fuse(
+        self,
+        patches: Tensor,
+        nodes: Tensor,
+        graph: GraphBatch,
+        *,
+        max_nodes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Normed patch tokens [B, L, embed_dim] that have looked at the nodes: [B, L, fusion_dim].
+
+        nodes: their embeddings [M, osm_dim]; all of a chip's, or a random `max_nodes`, are seen.
+        """
+        every = torch.ones_like(graph.chip, dtype=torch.bool)
+        noise = uniform((graph.nodes,), patches.device, generator)
+        slot, valid = node_slots(graph, every, noise, max_nodes)
+        return self._fuse(
+            patches, self.fusion_img_pos_embed[:, 1:], nodes, slot, valid, graph
+        )[0]  # fmt: skip
 
     def image_encoder(self) -> VisionTransformer:
         """A copy of the image encoder that stands alone, for timm and what builds on it.
