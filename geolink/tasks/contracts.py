@@ -106,6 +106,8 @@ class TaskData:
     """By `train`, `val`, `test`."""
     read: Read
     has_graphs: bool = False
+    patches: int = 0
+    """Along a side, of the lattice that the graphs' `patch` counts in; 0: graphs have none."""
     tag_table: NDArray[np.float32] | None = None
     """[V, D], text embeddings that the graphs' tags are rows of."""
     tag_encoder: str | None = None
@@ -168,6 +170,8 @@ class Encoder:
     """Pixels along a side of a prepared image."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What a result says of it: step, bands, how images were prepared."""
+    rebuild: Callable[[Any], Encoder] | None = None
+    """The same encoder with another module of the same form (`encoders.own_copy`)."""
 
 
 @dataclass(frozen=True, eq=False)
