@@ -84,11 +84,11 @@ class TaskConfig(Config):
         int | None, Field(ge=1, description="Of a dataset of GeoLink; none: the latest.")
     ] = None
     labels: Annotated[
-        Literal["region", "regions", "object", "patch"] | Path,
+        Literal["region", "regions", "object", "patch", "pixel"] | Path,
         Field(
             description="Of a dataset of GeoLink: `region`: class of most area of a chip; "
-            "`regions`: all classes of a chip; `object`: class of the largest object; `patch`: "
-            "classes of pixels; or a CSV file with id, label and maybe split."
+            "`regions`: all classes of a chip; `object`: class of the largest polygon; `patch`, "
+            "`pixel`: masks of what covers each most; or a CSV file with id, label and maybe split."
         ),
     ] = "region"
     min_share: Annotated[

@@ -15,6 +15,7 @@ from geolink.stream.batch import Batch
 from geolink.stream.loader import Plan, batches
 from geolink.stream.memory import window_that_fits
 from geolink.stream.order import Sequence
+from geolink.stream.sampling import Selection
 from geolink.stream.source import Source
 from schemas.errors import GeoLinkError
 from schemas.training import Quality
@@ -190,15 +191,21 @@ def read_chips(
     min_valid: float = 0.0,
     labels: tuple[str, ...] = (),
     cache: Path | None = None,
+    chips: list[NDArray[np.int64]] | None = None,
 ) -> Iterator[Batch]:
     """Every chip of a split once, in stored order (by shard id, then raster order).
 
-    labels: what batches hold besides: `pixel`. cache: as `ShardStream`.
+    labels: what batches hold besides: `pixel`. cache: as `ShardStream`. chips: for each of
+    `Dataset.split_rows`, the places of those that are read, rising; none: all.
 
     Raises GeoLinkError: a split without chips, a missing or damaged shard.
     """
     source = Source(dataset, split, min_valid, labels=tuple(labels), cache=cache)
-    sequence = Sequence(source.select(), None)
+    selection = source.select()
+    if chips is not None:
+        start = np.cumsum([0, *(len(c) for c in chips)])
+        selection = Selection(start, np.concatenate([*chips, np.zeros(0, np.int64)]))
+    sequence = Sequence(selection, None)
     steps = range(-(-sequence.total // batch_size))
     yield from batches(
         source,

@@ -3,3 +3,29 @@
 One module a layout. Files are read through a `ReadPixels` that is handed in, so that formats which
 need rasterio stay out of this layer. May import `schemas` and the rest of `geolink` but `cli`.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from geolink.tasks.contracts import ReadPixels, TaskData
+from geolink.tasks.sources.files import read_pixels
+from geolink.tasks.sources.folder import open_folder
+from geolink.tasks.sources.npz import open_npz
+from geolink.tasks.sources.shards import open_shards
+from schemas.errors import GeoLinkError
+from schemas.evaluation import TaskConfig
+
+
+def open_data(config: TaskConfig, read: ReadPixels = read_pixels) -> TaskData:
+    """The labelled images at `config.data`, as its task needs them.
+
+    read: reads image files. Raises GeoLinkError: nothing there, or as the source does.
+    """
+    if not isinstance(config.data, Path) or (config.data / "dataset.json").exists():
+        return open_shards(config)
+    if config.data.suffix == ".npz":
+        return open_npz(config)
+    if not config.data.is_dir():
+        raise GeoLinkError(f"there are no data {config.data}")
+    return open_folder(config, read)
