@@ -10,7 +10,11 @@ from schemas.storage import Location
 
 TaskName = Literal["knn", "linear", "finetune", "segmentation", "change", "zones"]
 Inputs = Literal["image", "osm", "image+osm"]
-Baseline = Literal["random", "imagenet", "pixels", "bands", "osm", "majority"]
+Baseline = Literal[
+    "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "majority"
+]
+"""`osm`: the classes of the objects themselves; `image-only`, `osm-only`: the checkpoint given no
+more than that."""
 SplitName = Literal["train", "val", "test"]
 
 

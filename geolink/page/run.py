@@ -23,12 +23,15 @@ _ABOUT_PICTURES = {
     "reconstruction": (
         "Reconstructions",
         "Chips of the validation split: the image, the quarter or so of it that the model is "
-        "shown, and what it paints in the rest.",
+        "shown, and what it paints in the rest. It paints what stands out within a patch; how "
+        "bright and how rich in contrast a patch is as a whole comes from the image, since "
+        "the model is not asked for that.",
     ),
     "attention": (
         "Attention between patches and objects",
         "Left a chip with its OpenStreetMap objects; then, for three of them, how much each patch "
-        "looks at the object (bright: much). White: the patches that the object really meets.",
+        "looks at the object (bright: much), with the most that any patch does, and what it would "
+        "be if all objects were looked at evenly. White: the patches that the object really meets.",
     ),
     "map": (
         "Map of embeddings",

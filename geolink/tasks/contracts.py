@@ -261,4 +261,6 @@ class Task:
     """Those it is compared with if the config does not say."""
     chooses: bool
     """Whether it chooses hyper-parameters, so that a validation split must be there."""
+    seeded: bool
+    """Whether what it learns from the same images depends on a seed."""
     fit: Callable[[Fit], Fitted]

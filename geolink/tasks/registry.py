@@ -1,0 +1,22 @@
+"""The tasks, by name."""
+
+from __future__ import annotations
+
+from geolink.tasks.contracts import Task
+from geolink.tasks.finetune import fit_finetune
+from geolink.tasks.linear import fit_linear
+from geolink.tasks.neighbours import fit_knn
+
+_FROZEN = ("random", "pixels", "bands", "osm", "majority")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("knn", "class of an image by its nearest neighbours", ("class", "multilabel"),
+             _FROZEN, chooses=False, seeded=False, fit=fit_knn),
+        Task("linear", "class of an image by a linear probe on frozen features",
+             ("class", "multilabel"), _FROZEN, chooses=True, seeded=False, fit=fit_linear),
+        Task("finetune", "class of an image by the encoder, fine-tuned", ("class", "multilabel"),
+             ("random", "majority"), chooses=True, seeded=True, fit=fit_finetune),
+    )
+}  # fmt: skip
