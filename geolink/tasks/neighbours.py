@@ -25,14 +25,15 @@ _ROWS = 1 << 16
 def fit_knn(fit: Fit) -> Fitted:
     """Neighbours among the images whose labels are used; k and temperature as the config says.
 
-    Raises GeoLinkError if there are fewer images than neighbours.
+    With a share of the labels that leaves fewer than k, all of them are asked (`chosen` says so).
+    Raises GeoLinkError if the whole split has fewer images than neighbours.
     """
     options, part = fit.config.knn, fit.data.part("train")
-    if options.k > len(fit.rows):
+    if options.k > len(part):
         raise GeoLinkError(
-            f"k is {options.k}, but only {len(fit.rows)} images of train have a label; use a "
-            "smaller k"
+            f"k is {options.k}, but only {len(part)} images of train have a label; use a smaller k"
         )
+    k = min(options.k, len(fit.rows))
     assert part.label is not None
     known = fit.features.features(fit.encoder, fit.data, "train")
     scale = feature_scale(known, fit.rows)
@@ -43,13 +44,13 @@ def fit_knn(fit: Fit) -> Fitted:
         query = fit.features.features(fit.encoder, data, split)
         asked = data.part(split)
         votes = knn_votes(
-            known, fit.rows, target, query, scale, k=options.k, temperature=options.temperature,
+            known, fit.rows, target, query, scale, k=k, temperature=options.temperature,
             device=fit.device,
         )  # fmt: skip
         assert asked.label is not None
         return Labels(asked.ids, asked.label, votes)
 
-    return Fitted(predict, {"k": options.k, "temperature": options.temperature})
+    return Fitted(predict, {"k": k, "temperature": options.temperature})
 
 
 def feature_scale(
