@@ -51,8 +51,15 @@ def convert(
         return
     if layout is not None:
         raise GeoLinkError("--layout is for a checkpoint folder as SOURCE: a file has its own")
-    to_checkpoint(source, target, load_config(config, ModelConfig) if config else None)
-    output.table(describe_checkpoint(target), as_json=as_json)
+    meta = to_checkpoint(source, target, load_config(config, ModelConfig) if config else None)
+    about = describe_checkpoint(target)
+    if config is None:
+        model = meta.config.model
+        names = ("num_heads", "fusion_heads", "decoder_heads", "temperature")
+        about["not_in_the_file"] = {name: getattr(model, name) for name in names}
+    output.table(about, as_json=as_json)
+    if config is None and not as_json:
+        click.echo("Not in the file: taken as in the published model; --config says otherwise.")
 
 
 def export_checkpoint(checkpoint: Path | str, folder: Path, to: str, *, as_json: bool) -> None:

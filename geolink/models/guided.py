@@ -27,6 +27,15 @@ class CrossAttention(nn.Module):
         projected: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return projected
 
+    def attention_map(self, query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+        """How much each query looks at each key, mean over the heads: [B, Q, K], as `forward`."""
+        q, k = (
+            x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            for x in (self.query(query), self.key(key))
+        )
+        logit = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + bias
+        return torch.mean(logit.softmax(-1).nan_to_num(0.0), 1)
+
 
 class GuidedBlock(nn.Module):
     """Objects attend to objects, patches to objects, objects to patches, each with an MLP.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from geolink.checkpoint import model_tensors
 from geolink.models.build import PretrainModel, make_model
 from geolink.page.run import PICTURES
-from geolink.reader import Dataset, open_dataset, tag_table
+from geolink.reader import Dataset, open_dataset, read_shard, tag_rows, tag_table
 from geolink.stream import read_chips
 from geolink.tasks.features import encoder_features
 from geolink.tasks.knn import LabelledChips, collect, knn_predict, standardise
@@ -143,4 +144,8 @@ def _shown(t: Training, dataset: Dataset, model: PretrainModel) -> Shown:
     objects = np.bincount(batch.graph.chip.numpy(), minlength=len(batch))
     best = np.argsort(-objects, kind="stable")[:_CHIPS_SHOWN]
     chips = [take(batch, n, n + 1) for n in best.tolist()]
-    return Shown(chips, model, t.meta, dataset.info, t.fabric.device)
+    tags = read_shard(dataset, row, ("tag", "tag_text_offset", "tag_text"))
+    ends, text = tags["tag_text_offset"].tolist(), tags["tag_text"].tobytes()
+    texts = [text[a:b].decode(errors="replace") for a, b in pairwise(ends)]
+    named = dict(zip(tag_rows(dataset, tags["tag"]).tolist(), texts, strict=True))
+    return Shown(chips, model, t.meta, dataset.info, t.fabric.device, named)

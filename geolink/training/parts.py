@@ -111,7 +111,8 @@ def take_graphs(graph: GraphBatch, low: int, high: int) -> GraphBatch:
         tag_offset=torch.from_numpy(tag_offset),
         tag=graph.tag[tags],
         tag_weight=graph.tag_weight[tags],
-        edge=torch.from_numpy(number[graph.edge.numpy()[:, edges]]),
+        # Contiguous, as it is searched: numpy gathers columns into another order.
+        edge=torch.from_numpy(np.ascontiguousarray(number[graph.edge.numpy()[:, edges]])),
         relation=graph.relation[edges],
         patch_offset=torch.from_numpy(patch_offset),
         patch=graph.patch[patches],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from geolink.device import normalise
 from geolink.graph import KINDS
 from geolink.models.build import PretrainModel
 from geolink.models.fusion import Attention
+from geolink.models.guided import CrossAttention
 from geolink.models.masking import node_slots
 from geolink.models.ops import patchify
 from geolink.show import class_colors, rgb, save
@@ -31,6 +32,9 @@ from schemas.layout import Kind
 _OBJECTS = 3
 """Objects of a chip whose attention is drawn."""
 
+_TO_NODES = ("cross_attn_token_to_image", "to_nodes")
+"""What the attention of patches to objects is called in the fusion of either variant."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shown:
@@ -42,6 +46,8 @@ class Shown:
     meta: CheckpointMeta
     info: DatasetInfo
     device: torch.device
+    tags: Mapping[int, str]
+    """`key=value` of the chips' tags by their rows of the vocabulary."""
 
     def images(self, chip: Batch) -> Tensor:
         """Normalised float32 [1, bands, y, x] on the device."""
@@ -61,9 +67,9 @@ def draw_reconstructions(shown: Shown, picture: Path) -> None:
     """
     size = shown.meta.config.model.patch_size
     figure, axes = _sheet(len(shown.chips), ("image", "what the model sees", "what it paints"))
-    for row, chip in zip(axes, shown.chips, strict=True):
+    for n, (row, chip) in enumerate(zip(axes, shown.chips, strict=True)):
         images = shown.images(chip)
-        generator = torch.Generator(shown.device).manual_seed(0)
+        generator = torch.Generator(shown.device).manual_seed(n)
         found = shown.model(
             images, chip.graph.to(shown.device), generator=generator, **shown.known(chip)
         )
@@ -90,8 +96,8 @@ def draw_reconstructions(shown: Shown, picture: Path) -> None:
 def draw_attention(shown: Shown, picture: Path) -> None:
     """A row a chip: its objects, and for some of them how much each patch looks at the object.
 
-    Patches attend to objects in the fusion (`TwoWayBlock`); drawn is its last block, mean over the
-    heads. Raises GeoLinkError if the picture cannot be written.
+    Patches attend to objects in the fusion; drawn is its last block, mean over the heads. Raises
+    GeoLinkError if the picture cannot be written.
     """
     grid = shown.meta.config.model.image_size // shown.meta.config.model.patch_size
     figure, axes = _sheet(len(shown.chips), ("objects", *[""] * _OBJECTS))
@@ -108,9 +114,14 @@ def draw_attention(shown: Shown, picture: Path) -> None:
             heat = looked[:, node].reshape(grid, grid)
             axis.imshow(picture_rgb.mean(-1) * 0.55, cmap="gray", vmin=0, vmax=1,
                         extent=(0, side, side, 0))  # fmt: skip
-            axis.imshow(heat, cmap="magma", alpha=0.62, extent=(0, side, side, 0))
+            # By one measure for all: what it would be if every object were looked at evenly.
+            even = 1 / chip.graph.nodes
+            axis.imshow(heat, cmap="magma", alpha=0.62, extent=(0, side, side, 0),
+                        vmin=0, vmax=max(2 * even, heat.max()))  # fmt: skip
             _outline(axis, chip, node, grid, side)
-            axis.set_title(f"{_name(chip, node, shown.info)}: {heat.max():.0%} at most", fontsize=8)
+            axis.set_title(
+                f"{_name(shown, chip, node)}: {heat.max():.1%} (even: {even:.1%})", fontsize=8
+            )
         for axis in row[1 + len(chosen) :]:
             axis.axis("off")
     save(figure, picture)
@@ -124,14 +135,11 @@ def attention_to_objects(shown: Shown, chip: Batch) -> NDArray[np.float32]:
     maps: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        assert isinstance(module, Attention)
-        query, key, _, valid = inputs[:4]
-        maps.append(module.attention_map(query, key, valid)[0])
+        assert isinstance(module, Attention | CrossAttention)
+        query, key, _, which = inputs[:4]
+        maps.append(module.attention_map(query, key, which)[0])
 
-    module = [
-        m for name, m in shown.model.named_modules()
-        if name.endswith("cross_attn_token_to_image") and isinstance(m, Attention)
-    ][-1]  # fmt: skip
+    module = [m for name, m in shown.model.named_modules() if name.endswith(_TO_NODES)][-1]
     handle = module.register_forward_hook(keep)
     try:
         generator = torch.Generator(shown.device).manual_seed(0)
@@ -149,11 +157,12 @@ def attention_to_objects(shown: Shown, chip: Batch) -> NDArray[np.float32]:
 
 
 def pick_objects(chip: Batch) -> list[int]:
-    """Nodes to draw: the largest that are not nearly everywhere, of different classes first."""
+    """Nodes to draw: the largest that are not nearly everywhere, of different classes first, those
+    of none last."""
     graph = chip.graph
     met = graph.patch_offset.diff().numpy()
     patches = chip.label_patch.shape[1] * chip.label_patch.shape[2]
-    order = np.argsort(-met, kind="stable")
+    order = np.lexsort((-met, graph.osm_class.numpy() == 0))
     order = order[(met[order] > 0) & (met[order] <= patches // 2)]
     chosen: list[int] = []
     classes: set[int] = set()
@@ -242,10 +251,19 @@ def _stored(pixels: NDArray[np.float32], meta: CheckpointMeta) -> NDArray[np.flo
     return pixels * np.where(std > 0, std, 1) + mean
 
 
-def _name(chip: Batch, node: int, info: DatasetInfo) -> str:
-    osm_class = int(chip.graph.osm_class[node])
-    kind = KINDS[int(chip.graph.kind()[node])]
-    return info.taxonomy.names[osm_class - 1].replace("_", " ") if osm_class else kind
+def _name(shown: Shown, chip: Batch, node: int) -> str:
+    """An object's class; of one without, the tag that says most, else its kind."""
+    graph = chip.graph
+    if osm_class := int(graph.osm_class[node]):
+        return shown.info.taxonomy.names[osm_class - 1].replace("_", " ")
+    first, last = graph.tag_offset[node : node + 2].tolist()
+    if first < last:
+        heaviest = first + int(graph.tag_weight[first:last].argmax())
+        text = shown.tags.get(int(graph.tag[heaviest]), "")
+        # The font has no others, and a dollar would begin a formula.
+        if text.isascii() and text.isprintable() and "$" not in text and len(text) <= 26:
+            return text
+    return KINDS[int(graph.kind()[node])]
 
 
 def _outline(axis: Axes, chip: Batch, node: int, grid: int, side: int) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from geolink.checkpoint import checkpoints, load_model, read_meta
 from geolink.graph import GraphBatch
 from geolink.models.fusion import Attention
+from geolink.models.guided import CrossAttention
 from geolink.models.ops import patchify
 from geolink.page.charts import Curve, draw_curves, nice_ticks
 from geolink.reader import open_dataset, tag_table
@@ -211,7 +212,7 @@ def shown(run: Path, dataset: Path) -> Shown:
     model.set_tag_table(torch.from_numpy(tag_table(opened).astype(np.float32)))
     batch = next(read_chips(opened, "val", batch_size=7))
     chips = [take(batch, n, n + 1) for n in range(3)]
-    return Shown(chips, model, meta, opened.info, torch.device("cpu"))
+    return Shown(chips, model, meta, opened.info, torch.device("cpu"), {})
 
 
 def test_attention_to_objects_is_that_of_the_fusion(
@@ -246,6 +247,27 @@ def test_attention_to_objects_is_that_of_the_fusion(
     others = np.delete(np.arange(graph.nodes), 3)
     # A softmax: all other columns of a patch change by the same factor.
     assert np.ptp(ratio[:, others], axis=1).max() < np.abs(ratio[:, 3] - ratio[:, 0]).max()
+
+
+def test_the_other_variant_is_looked_at_too(dataset: Path, tmp_path: Path) -> None:
+    """What patches take from objects, put together from the attention that is drawn."""
+    changed = config(dataset, tmp_path / "run").model.model_copy(update={"variant": "geolink2"})
+    pretrain(looked_config(dataset, tmp_path / "run", epochs=1, model=changed))
+    assert (tmp_path / "run" / "pictures" / "attention-000004.png").exists()
+    s = shown(tmp_path / "run", dataset)
+    layer = CrossAttention(8, 1)
+    query, key = torch.randn(1, 5, 8), torch.randn(1, 6, 8)
+    bias = torch.randn(1, 1, 5, 6).masked_fill(torch.rand(1, 1, 5, 6) < 0.3, -torch.inf)
+    bias[0, 0, 2] = -torch.inf
+    value = layer.out(layer.attention_map(query, key, bias) @ layer.value(key))
+    torch.testing.assert_close(layer(query, key, key, bias), value)
+    looked_at = attention_to_objects(s, s.chips[0])
+    np.testing.assert_allclose(looked_at.sum(1), 1, rtol=1e-5)
+    # Told of the correspondence, patches look at what they meet from the start.
+    graph = s.chips[0].graph
+    met = np.zeros_like(looked_at, dtype=bool)
+    met[graph.patch, np.repeat(np.arange(graph.nodes), graph.patch_offset.diff())] = True
+    assert looked_at[met].mean() > 1.5 * looked_at[~met].mean()
 
 
 def test_objects_that_are_drawn_meet_patches_and_are_distinct(looked: Path, dataset: Path) -> None:
