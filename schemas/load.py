@@ -2,8 +2,9 @@
 
 import difflib
 import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
@@ -34,12 +35,22 @@ def load_config(path: Path, model: type[M]) -> M:
         raise GeoLinkError(f"{where}: not valid YAML: {problem}") from error
     if not isinstance(data, dict):
         raise GeoLinkError(f"{path}: a config is a mapping of keys to values, this file is not")
+    return _absolute(validate_config(data, model, str(path), lines), path.parent.resolve())
+
+
+def validate_config(
+    values: Mapping[str, Any], model: type[M], where: str, lines: _Lines | None = None
+) -> M:
+    """A config of plain values; paths stay as they are.
+
+    where: what the values come from. lines: of keys, by their path. Raises GeoLinkError as
+    `load_config`.
+    """
     try:
-        config = model.model_validate(data)
+        return model.model_validate(values)
     except ValidationError as error:
-        messages = dict.fromkeys(_message(path, model, e, lines) for e in error.errors())
+        messages = dict.fromkeys(_message(where, model, e, lines or {}) for e in error.errors())
         raise GeoLinkError("\n".join(messages)) from None
-    return _absolute(config, path.parent.resolve())
 
 
 def _absolute(config: M, base: Path) -> M:
@@ -80,10 +91,10 @@ def _line_numbers(text: str) -> _Lines:
     return lines
 
 
-def _message(path: Path, model: type[BaseModel], error: ErrorDetails, lines: _Lines) -> str:
+def _message(path: str, model: type[BaseModel], error: ErrorDetails, lines: _Lines) -> str:
     loc, owner = _readable(model, error["loc"])
     line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    where = f"{path}:{line}" if line else str(path)
+    where = f"{path}:{line}" if line else path
     field = ".".join(str(p) for p in loc)
     if error["type"] == "extra_forbidden":
         allowed = list(owner.model_fields)

@@ -41,7 +41,8 @@ def default_baselines(task: Task, config: TaskConfig, data: TaskData) -> tuple[s
     less = ["image-only", "osm-only"] if config.inputs == "image+osm" else []
     if data.kind not in ("class", "multilabel"):
         less = less[:1]  # heads on feature maps need an image
-    return (*less, *(name for name in task.baselines if name != "osm" or data.has_graphs))
+    fair = data.has_graphs and not data.labels_are_osm
+    return (*less, *(name for name in task.baselines if name != "osm" or fair))
 
 
 def open_baseline(

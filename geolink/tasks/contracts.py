@@ -116,6 +116,8 @@ class TaskData:
     notes: tuple[str, ...] = ()
     """What was done on the way, as sentences."""
     hidden: frozenset[str] = frozenset()
+    labels_are_osm: bool = False
+    """Whether labels are read off OSM, so that reading OSM is no fair baseline."""
     osm_class_names: tuple[str, ...] = ()
     """Taxonomy of the graphs' `osm_class`, without the 0 for none."""
 

@@ -97,6 +97,7 @@ def open_shards(config: TaskConfig) -> TaskData:
             "splits": {split: list(names) for split, names in splits.items()},
         },
         notes=tuple(notes),
+        labels_are_osm=isinstance(config.labels, str),
         osm_class_names=info.taxonomy.names,
     )  # fmt: skip
 
@@ -165,7 +166,10 @@ def _from_table(path: Path) -> _Labeller:
         with path.open(newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise GeoLinkError(f"cannot read labels {path}: {error}") from error
+        known = ", ".join(KINDS)
+        raise GeoLinkError(
+            f"cannot read labels {path}: {error}; labels are {known} or a CSV file"
+        ) from error
     if not table or not {"id", "label"} <= table[0].keys():
         raise GeoLinkError(f"{path} needs the columns id and label, and a line an image")
     names = sorted({line["label"] for line in table})
