@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -259,8 +260,30 @@ def findings(counts: Mapping[str, int], named: Mapping[str, Sequence[str]]) -> N
 
 
 def run_summary(result: "RunResult", *, as_json: bool) -> None:
-    """Where a run's checkpoint is, and its last losses."""
-    table(dataclasses.asdict(result), as_json=as_json)
+    """Where a run's checkpoint and page are, its last loss, and what happened on the way."""
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    summary = {
+        "run": shortest(result.run),
+        "checkpoint": shortest(result.checkpoint),
+        "page": shortest(result.run / "index.html"),
+        "steps": f"{result.step:,} of {result.steps:,}",
+        "loss": result.loss,
+    }
+    if result.samples_per_s:
+        summary["chips_a_second"] = round(result.samples_per_s, 1)
+    table(summary, as_json=False)
+    for note in result.notes:
+        click.echo(note)
+    if not (result.finished and result.samples_per_s):
+        click.secho(result.message, fg=None if result.finished else "yellow")
+
+
+def shortest(path: Path) -> str:
+    """A path from here, if it is below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def evaluation_summary(result: Mapping[str, Any], *, as_json: bool) -> None:
@@ -268,9 +291,22 @@ def evaluation_summary(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
+    name = result["measures"][0]
     click.echo(
-        f"{result['task']} on {result['held_out']:,} held-out chips, {result['classes']} classes"
+        f"{result['task']} on {result['held_out']:,} test images of {result['dataset']}, "
+        f"{result['classes']} classes: {name.replace('_', ' ')}"
     )
-    for name, score in result["scores"].items():
-        low, high = score["interval"]
-        click.echo(f"  {name:<16} {score['accuracy']:6.1%}   95 % interval {low:.1%} to {high:.1%}")
+    for method, points in result["curve"].items():
+        for point in points:
+            low, high = point["interval"][name]
+            labels = f"{point['labels']:>7,} labels  " if len(points) > 1 else ""
+            lead = ""
+            if "difference" in point:
+                value, a, b = (100 * v for v in point["difference"][name])
+                lead = f"   ours {value:+.1f} ({a:+.1f} to {b:+.1f}), p {point['p'][name]:.3f}"
+            click.echo(
+                f"  {method:<12} {labels}{point['score'][name]:6.1%}   95 % interval {low:.1%} to "
+                f"{high:.1%}{lead}"
+            )
+    for note in result["notes"]:
+        click.echo(f"  note: {note}")
