@@ -113,5 +113,6 @@ def _figures(run: Path) -> dict[str, Any]:
         found["best checkpoint"] = best[0].name if best else None
     for name in ("samples_per_s", "data_wait", "mfu"):
         values = sorted(line[name] for line in lines if line.get(name) is not None)
-        found[f"{name}, median"] = values[len(values) // 2] if values else None
+        if values:
+            found[f"{name}, median"] = values[len(values) // 2]
     return found | {"memory_mb": max(line["memory_mb"] for line in lines)}

@@ -68,6 +68,12 @@ def human(value: object) -> str:
     return str(value)
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def size(n: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -253,8 +259,7 @@ def findings(counts: Mapping[str, int], named: Mapping[str, Sequence[str]]) -> N
         click.echo(f"{mark} {counts[code]:>7,}  {code:<{width}}  {about.meaning}")
         which = named.get(code, ())
         if which:
-            more = f" and {len(which) - _NAMED:,} more" if len(which) > _NAMED else ""
-            click.echo(f"{'':<18}{', '.join(which[:_NAMED])}{more}")
+            click.echo(f"{'':<18}{some(which, _NAMED)}")
     if found:
         click.echo("What to do about each is in docs/findings.md.")
 

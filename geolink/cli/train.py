@@ -61,7 +61,11 @@ def _replay(path: Path, as_json: bool) -> None:
     from geolink.cli import output
     from geolink.training.replay import replay
 
-    output.table(dataclasses.asdict(replay(path)), as_json=as_json)
+    found = dataclasses.asdict(replay(path))
+    if not as_json:
+        for name in ("parameters", "chips"):
+            found[name] = output.some(found[name])
+    output.table(found, as_json=as_json)
 
 
 @click.command(short_help="Compare runs: configs, results, throughput.")

@@ -71,7 +71,7 @@ def replay(path: Path, progress: Progress | None = None) -> Replay:
                 progress(t.step, step, {})
         batches.close()
         if step > first + 1:
-            found = _examine(t, batch, step, f"its own, from step {first} on done again")
+            found = _examine(t, batch, step, f"those that it had: steps after {first} done again")
         return found
 
 
@@ -120,7 +120,7 @@ def _probe(t: Training, batch: Batch, step: int) -> tuple[dict[str, float], list
     with t.fabric.autocast():
         found = t.model(**inputs)
     trained = {name: p for name, p in t.model.named_parameters() if p.requires_grad}
-    losses = {name: float(found[name]) for name in ("total", *t.model.losses)}
+    losses = {name: float(found[name].detach()) for name in ("total", *t.model.losses)}
     terms, wrong = [], []
     for name in losses:
         bad = _not_finite(found[name], trained)
