@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from geolink.checkpoint import load_model
 from geolink.device import normalise
 from geolink.reader import Dataset, open_dataset, read_shard
-from geolink.tasks.knn import knn_predict, standardise
-from geolink.tasks.scores import scores
+from geolink.tasks.knn import feature_scale, knn_votes
+from geolink.tasks.measures import scores_of
 from geolink.training.loop import pretrain
 from pipelines.build import build_dataset
 from pipelines.world.hard import make_hard_world
@@ -193,7 +193,7 @@ def run_once(
 def value(task: str, confusion: NDArray[np.int64]) -> Any:
     """Score in % of confusions [.., class, class]: balanced accuracy of chips, mIoU of patches."""
     if task in ("knn", "linear"):
-        return 100 * scores(confusion)[..., 1]
+        return 100 * scores_of(confusion, "class")[..., 1]
     hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
     true = confusion.sum(-1)
     union = true + confusion.sum(-2) - hit
@@ -211,8 +211,12 @@ def probe(run: Path, chips: Chips, seed: int) -> dict[str, NDArray[np.int64]]:
     rest = np.setdiff1d(train, few)
     classes = int(chips.patch.max()) + 1
 
-    here, there = standardise(features[fit], features[test])
-    near = knn_predict(here, there, chips.region[fit], classes, k=K, temperature=0.07)
+    values = features.numpy()
+    votes = knn_votes(
+        values, fit, np.eye(classes, dtype=np.uint8)[chips.region[fit]], values[test],
+        feature_scale(values, fit), k=K, temperature=0.07, device=torch.device("cpu"),
+    )  # fmt: skip
+    near = votes.argmax(1)
     line = linear_probe(features[fit], chips.region[fit], classes)
     chosen = linear_probe(tokens[few].flatten(0, 1), chips.patch[few].ravel(), classes)
     wrong = chips.mapped[rest] != chips.patch[rest]

@@ -11,12 +11,12 @@ import yaml
 
 from flows.page import write_page
 from geolink.reader import open_dataset
-from geolink.tasks.knn import evaluate
+from geolink.tasks.evaluate import evaluate
 from geolink.training.loop import pretrain
 from pipelines.build import BuildResult, build_dataset
 from pipelines.world import World, make_world
 from schemas.config import DatasetConfig
-from schemas.evaluation import EvaluateConfig
+from schemas.evaluation import TaskConfig
 from schemas.load import load_config
 from schemas.training import TrainConfig
 
@@ -62,7 +62,7 @@ def run_demo(
             say(f"      {run.samples_per_s:,.0f} chips/s, loss {run.loss:.3f}")
             runs.append(training.run)
         with clock.step(f"evaluate: kNN on held-out chips, seed {training.seed}"):
-            scores.append(evaluate(load_config(configs[f"evaluate-{n}"], EvaluateConfig)))
+            scores.append(evaluate(load_config(configs[f"evaluate-{n}"], TaskConfig)))
             _say_scores(say, scores[-1])
     with clock.step("page"):
         datasets = {name: open_dataset(folder / name) for name in builds}
@@ -113,8 +113,8 @@ def write_configs(
             },
         }  # fmt: skip
         configs[f"evaluate-{n}"] = {
-            "checkpoint": f"runs/seed-{seed + n}", "dataset": "aerial", "seed": seed + n,
-            "output": f"runs/seed-{seed + n}/knn.json",
+            "checkpoint": f"runs/seed-{seed + n}", "data": "aerial", "seed": seed + n,
+            "held_out": ["val", "test"], "output": f"runs/seed-{seed + n}/knn",
         }  # fmt: skip
     paths = {}
     for name, config in configs.items():
@@ -156,5 +156,5 @@ def _say_build(say: Say, result: BuildResult) -> None:
 
 def _say_scores(say: Say, result: dict[str, Any]) -> None:
     for name, score in result["scores"].items():
-        low, high = score["interval"]
-        say(f"      {name:<16} {score['accuracy']:6.1%}  ({low:.1%} to {high:.1%})")
+        low, high = score["interval"]["accuracy"]
+        say(f"      {name:<16} {score['score']['accuracy']:6.1%}  ({low:.1%} to {high:.1%})")

@@ -80,7 +80,7 @@ def verdict(scores: list[dict[str, Any]]) -> str:
     held_out, classes = scores[0]["held_out"], scores[0]["classes"]
     parts = []
     for name in names:
-        wins = sum(s["scores"][name]["difference"][1] > 0 for s in scores)
+        wins = sum(s["scores"][name]["difference"]["accuracy"][1] > 0 for s in scores)
         gain = 100 * (_mean(scores, "encoder") - _mean(scores, name))
         proof = f"interval above zero in {wins} of {len(scores)} seeds"
         parts.append(f"{_NAMES[name]} {gain:+.1f} ({proof})")
@@ -91,20 +91,21 @@ def verdict(scores: list[dict[str, Any]]) -> str:
 
 
 def _mean(scores: list[dict[str, Any]], name: str) -> float:
-    return float(np.mean([s["scores"][name]["accuracy"] for s in scores]))
+    return float(np.mean([s["scores"][name]["score"]["accuracy"] for s in scores]))
 
 
 def _score_rows(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name in scores[0]["scores"]:
         of = [s["scores"][name] for s in scores]
-        low, high = np.mean([s["interval"] for s in of], axis=0)
-        difference = np.mean([s["difference"] for s in of], axis=0) if name != "encoder" else None
+        low, high = np.mean([s["interval"]["accuracy"] for s in of], axis=0)
+        lead = [s["difference"]["accuracy"] for s in of if "difference" in s]
+        difference = np.mean(lead, axis=0) if lead else None
         rows.append(
             {
                 "name": _NAMES[name], "ours": name == "encoder",
                 "accuracy": f"{_mean(scores, name):.1%}", "interval": f"{low:.1%} – {high:.1%}",
-                "balanced": f"{np.mean([s['balanced_accuracy'] for s in of]):.1%}",
+                "balanced": f"{np.mean([s['score']['balanced_accuracy'] for s in of]):.1%}",
                 "difference": "" if difference is None else
                 "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * difference)),
             }
@@ -117,7 +118,7 @@ def draw_scores(scores: list[dict[str, Any]]) -> Figure:
     names = list(scores[0]["scores"])
     mean = [_mean(scores, n) for n in names]
     interval = np.array(
-        [np.mean([s["scores"][n]["interval"] for s in scores], axis=0) for n in names]
+        [np.mean([s["scores"][n]["interval"]["accuracy"] for s in scores], axis=0) for n in names]
     )
     figure = Figure(figsize=(6, 4), facecolor="white", layout="constrained")
     axis = figure.subplots()
@@ -126,7 +127,7 @@ def draw_scores(scores: list[dict[str, Any]]) -> Figure:
     error = np.abs(interval.T - np.array(mean))
     axis.barh(y, mean, color=colors, xerr=error, ecolor="#37474f", capsize=4, height=0.62)
     for n, name in enumerate(names):
-        dots = [s["scores"][name]["accuracy"] for s in scores]
+        dots = [s["scores"][name]["score"]["accuracy"] for s in scores]
         axis.scatter(dots, np.full(len(dots), y[n]), s=12, color="#1c2430", zorder=3)
         axis.annotate(
             f"{mean[n]:.1%}",

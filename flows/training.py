@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow, task
 
 from schemas.errors import GeoLinkError
-from schemas.evaluation import EvaluateConfig
+from schemas.evaluation import TaskConfig
 from schemas.load import load_config
 from schemas.training import TrainConfig
 
@@ -27,9 +27,9 @@ def train(config: Path) -> dict[str, Any]:
 @task
 def score(config: Path) -> dict[str, Any]:
     """Evaluate the checkpoint of a config."""
-    from geolink.tasks.knn import evaluate as run
+    from geolink.tasks.evaluate import evaluate as run
 
-    return run(load_config(config, EvaluateConfig))
+    return run(load_config(config, TaskConfig))
 
 
 @flow(name="pretrain")

@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import yaml
 
 from schemas.errors import GeoLinkError
-from schemas.evaluation import Baseline, Inputs, TaskConfig, TaskName
 
 if TYPE_CHECKING:
     from geolink.tasks.contracts import ReadPixels
+    from schemas.evaluation import TaskConfig
+
+# As in schemas.evaluation, whose import would take longer than to say what options there are.
+INPUTS = ("image", "osm", "image+osm")
+BASELINES = (
+    "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "majority",
+)  # fmt: skip
 
 _FILE = click.Path(path_type=Path)
 
@@ -21,14 +26,14 @@ _FILE = click.Path(path_type=Path)
 @click.argument("task")
 @click.option("--checkpoint", help="Run or checkpoint folder, published file, timm:NAME, random:.")
 @click.option("--data", help="Dataset, folder of labelled images, or .npz file.")
-@click.option("--inputs", type=click.Choice(get_args(Inputs)), help="What the encoder is given.")
+@click.option("--inputs", type=click.Choice(INPUTS), help="What the encoder is given.")
 @click.option("--labels", help="Of a dataset: region, regions, object, patch, pixel, a CSV file.")
 @click.option(
     "--share", "shares", type=float, multiple=True, help="Of the labels; may be repeated."
 )
 @click.option("--seeds", type=int, help="How often, each with other labels.")
 @click.option(
-    "--baseline", "baselines", type=click.Choice(get_args(Baseline)), multiple=True,
+    "--baseline", "baselines", type=click.Choice(BASELINES), multiple=True,
     help="Instead of those that suit the task.",
 )  # fmt: skip
 @click.option("--cache", type=_FILE, help="Folder of features that are kept.")
@@ -55,6 +60,9 @@ def evaluate(task: str, settings: tuple[str, ...], as_json: bool, **options: Any
 
 def make_config(task: str, options: dict[str, Any], settings: tuple[str, ...]) -> TaskConfig:
     """The config of a command line. Raises GeoLinkError naming what is wrong."""
+    import yaml
+
+    from schemas.evaluation import TaskConfig, TaskName
     from schemas.load import load_config, validate_config
 
     values: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from geolink.cli.dataset import COMMANDS
+from geolink.cli.evaluate import evaluate
 from geolink.cli.location import LOCATION
 from geolink.cli.model import COMMANDS as MODEL_COMMANDS
 from geolink.cli.model import TARGETS, export_checkpoint
@@ -211,19 +212,6 @@ def export(
     output.table(dataclasses.asdict(result), as_json=as_json)
 
 
-@cli.command(short_help="Evaluate a checkpoint by kNN.")
-@click.argument("config", type=_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(config: Path, as_json: bool) -> None:
-    """Evaluate a checkpoint as CONFIG (YAML) says: kNN on shard labels against baselines."""
-    from geolink.cli import output
-    from geolink.tasks.knn import evaluate as run
-    from schemas.evaluation import EvaluateConfig
-    from schemas.load import load_config
-
-    output.evaluation_summary(run(load_config(config, EvaluateConfig)), as_json=as_json)
-
-
 @cli.command(short_help="Run the whole system offline, to a page.")
 @click.argument("folder", type=_FILE)
 @click.option("--osm", type=_FILE, help="Render scenes over this PBF, instead of the made-up town.")
@@ -252,7 +240,7 @@ def demo(
 def schema(what: str, as_json: bool) -> None:
     """Print the JSON Schema of a config, or the table of a shard's arrays."""
     from schemas.config import DatasetConfig
-    from schemas.evaluation import EvaluateConfig
+    from schemas.evaluation import TaskConfig
     from schemas.layout import LAYOUT, layout_table
     from schemas.training import TrainConfig
 
@@ -261,12 +249,12 @@ def schema(what: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2) if as_json else layout_table())
         return
     models: dict[str, Any] = {
-        "dataset": DatasetConfig, "train": TrainConfig, "evaluate": EvaluateConfig,
+        "dataset": DatasetConfig, "train": TrainConfig, "evaluate": TaskConfig,
     }  # fmt: skip
     click.echo(json.dumps(models[what].model_json_schema(), indent=2))
 
 
-for command in (*COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS):
+for command in (evaluate, *COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS):
     cli.add_command(command)
 
 

@@ -137,19 +137,19 @@ def read_results(run: Path, meta: CheckpointMeta) -> Results:
             title = f"kNN on the validation split, after step {record['step']:,}"
             # The one before it is of less interest.
             results = {title: _figures(record["validation"])}
-    for path in sorted(run.glob("*.json")):
+    for path in sorted(run.glob("*/result.json")):
         for record in _records(path, whole=True):
             if "scores" not in record or record.get("step") != meta.step:
                 continue
+            measure = record["measures"][0]
             title = (
-                f"{record['task']} on {record['held_out']:,} chips of {record['dataset']} (splits "
-                f"{', '.join(record['held_out_splits'])}), {record['classes']} classes: accuracy, "
-                "95 % interval"
+                f"{record['task']} on {record['held_out']:,} images of {record['dataset']}, "
+                f"{record['classes']} classes: {measure.replace('_', ' ')}, 95 % interval"
             )
             results[title] = {
-                name: f"{score['accuracy']:.1%}, {score['interval'][0]:.1%} to "
-                f"{score['interval'][1]:.1%}"
-                for name, score in record["scores"].items()
+                name: f"{point['score'][measure]:.1%}, {point['interval'][measure][0]:.1%} to "
+                f"{point['interval'][measure][1]:.1%}"
+                for name, point in record["scores"].items()
             }
     return results
 

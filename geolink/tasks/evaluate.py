@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Run:
     labels: int
     fitted: Fitted
     outcome: Outcome
+    about: Mapping[str, Any]
+    """What is known of the encoder."""
 
 
 def evaluate(
@@ -66,9 +68,9 @@ def evaluate(
     runs: list[Run] = []
     for method in methods:
         runs += _runs(method, task, config, data, store, device, say)
-    encoder = runs[0]
     about = {
         "task": task.name, "about": task.about, "checkpoint": str(config.checkpoint),
+        "step": runs[0].about.get("step"), "encoder": dict(runs[0].about),
         "inputs": config.inputs, "dataset": data.name, "data": dict(data.about),
         "classes": len(data.classes), "class_names": list(data.classes), "kind": data.kind,
         "images": {split: len(part) for split, part in data.splits.items()},
@@ -79,8 +81,9 @@ def evaluate(
     result = summarise(about, runs, data, config)
     if config.output is not None:
         write_results(result, runs, data, config.output)
-        if encoder.fitted.write is not None:
-            encoder.fitted.write(config.output)
+        best = next(r for r in runs if r.method == "encoder" and r.share == max(config.shares))
+        if best.fitted.write is not None:
+            best.fitted.write(config.output)
     return result
 
 
@@ -114,12 +117,13 @@ def _runs(
             rows = few_labels(part.label, len(part), share, seed)
             same = _same(runs, share, rows) if not (task.seeded or method == "random") else None
             if same is not None:
-                runs.append(Run(method, share, seed, len(rows), same.fitted, same.outcome))
+                runs.append(replace(same, seed=seed))
                 continue
             say(f"{method}: {len(rows):,} labels, seed {seed}")
             fitted = _fit(task, encoder, hidden, rows, config, seed, device, store)
             outcome = fitted.predict(data, "test")
-            runs.append(Run(method, share, seed, len(rows), fitted, outcome))
+            about = {} if encoder is None else encoder.about
+            runs.append(Run(method, share, seed, len(rows), fitted, outcome, about))
     return runs
 
 

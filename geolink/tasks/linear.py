@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geolink.tasks.contracts import Fit, Fitted, Labels, Outcome, TaskData
+from geolink.tasks.knn import feature_scale
 from geolink.tasks.measures import MEASURES
-from geolink.tasks.neighbours import feature_scale
 from geolink.tasks.significance import score
 
 _ROWS = 1 << 15
@@ -81,7 +81,7 @@ def fit_weights(
         rows: [K], those that are learnt from.
         label: int64 [K], or uint8 [K, class] (each class a yes or no of its own).
         classes: how many.
-        scale: of `geolink.tasks.neighbours.feature_scale`.
+        scale: of `geolink.tasks.knn.feature_scale`.
         penalty: L2.
         steps: most of L-BFGS.
         device: where it is computed.

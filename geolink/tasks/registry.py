@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from geolink.tasks.contracts import Task
 from geolink.tasks.finetune import fit_finetune
+from geolink.tasks.knn import fit_knn
 from geolink.tasks.linear import fit_linear
-from geolink.tasks.neighbours import fit_knn
 
 _FROZEN = ("random", "pixels", "bands", "osm", "majority")
 

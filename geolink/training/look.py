@@ -15,22 +15,29 @@ import numpy as np
 import torch
 
 from geolink.checkpoint import model_tensors
+from geolink.device import normalise
 from geolink.models.build import PretrainModel, make_model
 from geolink.page.run import PICTURES
 from geolink.reader import Dataset, open_dataset, read_shard, tag_rows, tag_table
 from geolink.stream import read_chips
-from geolink.tasks.features import encoder_features
-from geolink.tasks.knn import LabelledChips, collect, knn_predict, standardise
-from geolink.tasks.scores import SCORES, confusion_matrix, scores
+from geolink.tasks.knn import feature_scale, knn_votes
+from geolink.tasks.measures import MEASURES, confusion_matrix, scores_of
 from geolink.training.distributed import whole
 from geolink.training.log import Log, NoLog
 from geolink.training.parts import take
-from geolink.training.pictures import Shown, draw_attention, draw_map, draw_reconstructions
+from geolink.training.pictures import (
+    Seen,
+    Shown,
+    draw_attention,
+    draw_map,
+    draw_reconstructions,
+)
 from geolink.training.setup import Training
 from geolink.training.signals import StopRequest
 
 _NEIGHBOURS, _TEMPERATURE = 20, 0.07
 _CHIPS_SHOWN = 4
+_ENCODED = 256
 
 
 def look_due(t: Training) -> bool:
@@ -68,7 +75,7 @@ def _look(t: Training, weights: Any, log: Log, stop: StopRequest) -> float | Non
     if fit is None or held_out is None:
         return None
     figure = None
-    if len(fit.label) and len(held_out.label):
+    if len(fit.label) and np.isin(held_out.label, fit.label).any():
         found = knn_scores(fit, held_out)
         log.validation(t.step, found)
         figure = float(found["balanced_accuracy"])
@@ -82,17 +89,21 @@ def _look(t: Training, weights: Any, log: Log, stop: StopRequest) -> float | Non
     return figure
 
 
-def knn_scores(fit: LabelledChips, held_out: LabelledChips) -> dict[str, Any]:
-    """`SCORES` of held-out chips by their neighbours among the fitted, and counts of both."""
-    found = np.union1d(fit.label, held_out.label)
-    truth, fitted = np.searchsorted(found, held_out.label), np.searchsorted(found, fit.label)
-    predicted = knn_predict(
-        *standardise(fit.features["encoder"], held_out.features["encoder"]), fitted, len(found),
-        k=min(_NEIGHBOURS, len(fitted)), temperature=_TEMPERATURE,
+def knn_scores(fit: Seen, held_out: Seen) -> dict[str, Any]:
+    """Scores of held-out chips by their neighbours among the fitted, and counts of both; chips of
+    classes that no fitted chip has are left out."""
+    found = np.unique(fit.label)
+    kept = np.isin(held_out.label, found)
+    truth, fitted = np.searchsorted(found, held_out.label[kept]), np.searchsorted(found, fit.label)
+    known, rows = fit.features.numpy(), np.arange(len(fitted))
+    votes = knn_votes(
+        known, rows, np.eye(len(found), dtype=np.uint8)[fitted],
+        held_out.features.numpy()[kept], feature_scale(known, rows),
+        k=min(_NEIGHBOURS, len(fitted)), temperature=_TEMPERATURE, device=torch.device("cpu"),
     )  # fmt: skip
-    values = scores(confusion_matrix(truth, predicted, len(found)))
+    values = scores_of(confusion_matrix(truth, votes.argmax(1), len(found)), "class")
     return {
-        **dict(zip(SCORES, np.round(values, 6).tolist(), strict=True)),
+        **dict(zip(MEASURES["class"], np.round(values, 6).tolist(), strict=True)),
         "chips": len(truth), "fit": len(fitted), "classes": len(found),
     }  # fmt: skip
 
@@ -116,24 +127,24 @@ def _some(dataset: Dataset, split: str, config: Any) -> Dataset:
     return replace(dataset, rows=[rows[n] for n in sorted(drawn[:enough].tolist())])
 
 
+@torch.inference_mode()
 def _features(
     t: Training, dataset: Dataset, split: str, model: PretrainModel, given_up: Callable[[], bool]
-) -> LabelledChips | None:
-    """Features and labels of the chips; none where it was given up on the way."""
-    methods = {"encoder": encoder_features(model)}
-    parts = []
+) -> Seen | None:
+    """Embeddings and classes of chips that have one; none where it was given up on the way."""
+    scale = t.meta.band_scale(t.fabric.device)
+    parts: list[tuple[torch.Tensor, ...]] = []
     for row in dataset.rows:
         if given_up():
             return None
-        one = replace(dataset, rows=[row])
-        parts.append(collect(one, (split,), methods, t.meta, 0.0, t.fabric.device))
-    kept = [part for part in parts if len(part.label)] or parts[:1]
-    return LabelledChips(
-        {"encoder": torch.cat([part.features["encoder"] for part in kept])},
-        np.concatenate([part.label for part in kept]),
-        {},
-        np.concatenate([part.center_lonlat for part in kept]),
-    )
+        for batch in read_chips(replace(dataset, rows=[row]), split, batch_size=_ENCODED):
+            most, label = batch.label_region.max(1)
+            there = most > 0
+            images = normalise(batch.image[there].to(t.fabric.device), *scale, t.meta.nodata)
+            features = model.embed_image(images).float().cpu()
+            parts.append((features, label[there], batch.center_lonlat[there]))
+    features, label, lonlat = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Seen(features, label.numpy(), lonlat.numpy())
 
 
 def _shown(t: Training, dataset: Dataset, model: PretrainModel) -> Shown:

@@ -24,7 +24,6 @@ from geolink.models.masking import node_slots
 from geolink.models.ops import patchify
 from geolink.show import class_colors, rgb, save
 from geolink.stream import Batch
-from geolink.tasks.knn import LabelledChips
 from geolink.training.parts import chip_context
 from schemas.dataset import DatasetInfo
 from schemas.layout import Kind
@@ -34,6 +33,18 @@ _OBJECTS = 3
 
 _TO_NODES = ("cross_attn_token_to_image", "to_nodes")
 """What the attention of patches to objects is called in the fusion of either variant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Chips that have a class, as an encoder sees them."""
+
+    features: Tensor
+    """float32 [N, D]."""
+    label: NDArray[np.int64]
+    """[N], index into the taxonomy's names."""
+    center_lonlat: NDArray[np.float64]
+    """[N, 2], degrees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +187,12 @@ def pick_objects(chip: Batch) -> list[int]:
     return (chosen + again)[:_OBJECTS]
 
 
-def draw_map(fit: LabelledChips, held_out: LabelledChips, picture: Path) -> None:
+def draw_map(fit: Seen, held_out: Seen, picture: Path) -> None:
     """Chips where they lie, coloured by principal components of their embeddings.
 
     Raises GeoLinkError if the picture cannot be written.
     """
-    features = torch.cat([fit.features["encoder"], held_out.features["encoder"]])
+    features = torch.cat([fit.features, held_out.features])
     lonlat = np.concatenate([fit.center_lonlat, held_out.center_lonlat])
     wide, tall = np.ptp(lonlat, axis=0) + 1e-9
     shape = tall / wide / max(np.cos(np.radians(lonlat[:, 1].mean())), 0.05)

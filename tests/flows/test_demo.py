@@ -20,5 +20,5 @@ def test_the_demo_goes_from_a_seed_to_a_page(tmp_path: Path) -> None:
     for name in ("satellite", "aerial"):
         assert sum(r.chips for r in open_dataset(tmp_path / name).rows) > 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert f"{scores[0]['scores']['encoder']['accuracy']:.1%}" in html
+    assert f"{scores[0]['scores']['encoder']['score']['accuracy']:.1%}" in html
     assert any(line.startswith("==> pretrain") for line in said)

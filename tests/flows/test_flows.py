@@ -48,7 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "osm_dim": 16, "fusion_dim": 16, "decoder_dim": 16, "decoder_depth": 1,
             },
         },
-        "evaluate": {"checkpoint": "run", "dataset": "dataset", "k": 3, "bootstrap": 20},
+        "evaluate": {
+            "checkpoint": "run", "data": "dataset", "knn": {"k": 3}, "bootstrap": 20,
+        },
     }  # fmt: skip
     for name, config in configs.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -56,11 +56,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "log.jsonl").write_text(text + '{"step": 30, "valid')
-    score = {"accuracy": 0.786, "interval": [0.768, 0.806]}
+    point = {"score": {"accuracy": 0.786}, "interval": {"accuracy": [0.768, 0.806]}}
     result = {"task": "knn", "step": 20, "dataset": "monaco", "held_out": 1600, "classes": 19,
-              "held_out_splits": ["val", "test"], "scores": {"encoder": score}}  # fmt: skip
-    (folder / "knn.json").write_text(json.dumps(result))
-    (folder / "older.json").write_text(json.dumps(result | {"step": 10, "task": "outdated"}))
+              "measures": ["accuracy"], "scores": {"encoder": point}}  # fmt: skip
+    for name in ("knn", "older"):
+        (folder / name).mkdir()
+    (folder / "knn" / "result.json").write_text(json.dumps(result))
+    (folder / "older" / "result.json").write_text(
+        json.dumps(result | {"step": 10, "task": "outdated"})
+    )
     return folder
 
 
@@ -152,7 +156,7 @@ def test_the_card_tells_inputs_origin_results_and_licences(run: Path, tmp_path: 
         "`wordllama`",
         "kNN on the validation split, after step 20:",
         "| accuracy | 0.75 |",
-        "knn on 1,600 chips of monaco (splits val, test), 19 classes: accuracy, 95 % interval:",
+        "knn on 1,600 images of monaco, 19 classes: accuracy, 95 % interval:",
         "| encoder | 78.6%, 76.8% to 80.6% |",
         "[ODbL-1.0](https://www.openstreetmap.org/copyright) | © OpenStreetMap contributors",
         '"embed_dim": 32',

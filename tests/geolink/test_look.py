@@ -23,7 +23,7 @@ from geolink.models.ops import patchify
 from geolink.page.charts import Curve, draw_curves, nice_ticks
 from geolink.reader import open_dataset, tag_table
 from geolink.stream import read_chips
-from geolink.tasks.knn import evaluate
+from geolink.tasks.evaluate import evaluate
 from geolink.training.log import read_log
 from geolink.training.loop import pretrain
 from geolink.training.parts import take
@@ -35,7 +35,7 @@ from geolink.training.pictures import (
     principal_colors,
 )
 from schemas.errors import GeoLinkError
-from schemas.evaluation import EvaluateConfig
+from schemas.evaluation import TaskConfig
 from schemas.training import TrainConfig
 from tests.flows.test_report import Browser, browser
 from tests.geolink.test_training import assert_same_run, config
@@ -82,15 +82,19 @@ def test_a_run_is_looked_at_at_intervals_and_at_its_end(looked: Path) -> None:
 def test_the_figure_is_that_of_the_evaluation_task(looked: Path, dataset: Path) -> None:
     line = [line for line in read_log(looked) if "validation" in line][-1]
     result = evaluate(
-        EvaluateConfig(
-            checkpoint=checkpoints(looked)[-1], dataset=dataset, held_out=("val",), baselines=()
+        TaskConfig(
+            checkpoint=checkpoints(looked)[-1],
+            data=dataset,
+            held_out=("val",),
+            baselines=(),
+            bootstrap=10,
         )
     )
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
-        expected = result["scores"]["encoder"][name]
+        expected = result["scores"]["encoder"]["score"][name]
         assert line["validation"][name] == pytest.approx(expected, abs=1e-6)
     assert line["validation"]["chips"] == result["held_out"]
-    assert line["validation"]["fit"] == result["fit"]
+    assert line["validation"]["fit"] == result["images"]["train"]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(looked: Path) -> None:

@@ -1,7 +1,6 @@
 """Graphs of images that are taken out again are those that were put in."""
 
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -325,7 +325,7 @@ def test_a_damaged_shard_array_is_named(geolink: Run, dataset: Path, damage: str
 
 def test_a_checkpoint_that_is_not_there(geolink: Run, tmp_path: Path) -> None:
     config = tmp_path / "evaluate.yaml"
-    config.write_text("checkpoint: nowhere\ndataset: nowhere\n")
+    config.write_text("checkpoint: nowhere\ndata: nowhere\n")
     status, errors = geolink("evaluate", config)
     assert status == 2
     assert "nowhere" in errors

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from schemas.config import Config, DatasetConfig
-from schemas.evaluation import EvaluateConfig
+from schemas.evaluation import TaskConfig
 from schemas.load import load_config
 from schemas.training import TrainConfig
 
@@ -14,7 +14,7 @@ MODELS: dict[str, type[Config]] = {
     "town": DatasetConfig,
     "pairs": DatasetConfig,
     "train": TrainConfig,
-    "evaluate": EvaluateConfig,
+    "evaluate": TaskConfig,
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.config import DatasetConfig, Splits
 from schemas.errors import GeoLinkError
-from schemas.evaluation import EvaluateConfig
+from schemas.evaluation import TaskConfig
 from schemas.load import load_config
 from schemas.sources import Region, SceneSource
 from schemas.training import TrainConfig
@@ -165,7 +165,7 @@ def test_json_is_a_config_too(tmp_path: Path) -> None:
 
 def test_the_example_configs_are_valid() -> None:
     folder = Path(__file__).resolve().parents[2] / "examples"
-    models = {"train": TrainConfig, "evaluate": EvaluateConfig}
+    models = {"train": TrainConfig, "evaluate": TaskConfig}
     examples = sorted(folder.glob("*.yaml"))
     assert examples
     for path in examples:
