@@ -98,7 +98,8 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     batch, bands, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
     images = images.reshape(batch, bands, rows, patch_size, columns, patch_size)
-    return images.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+    values = patch_size * patch_size * bands
+    return images.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, values)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -180,7 +180,8 @@ def _validation_text(evaluated: list[dict[str, Any]]) -> str:
     return (
         f"By {figures['fit']:,} chips of the training split, {figures['chips']:,} of the "
         f"validation split in {figures['classes']} classes. Best so far: balanced accuracy "
-        f"{best['validation']['balanced_accuracy']:.1%} at step {best['step']:,}."
+        f"{best['validation']['balanced_accuracy']:.1%} at step {best['step']:,}; one class for "
+        f"all would have {1 / figures['classes']:.1%}."
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geolink.graph import KINDS, GraphBatch, normalise_tag_weight, pack
-from geolink.models import GeoLink, ModelConfig
+from geolink.models import GeoLink, ModelConfig, build
 from geolink.models.losses import consistency_loss, contrast_loss, reconstruction_loss
 from geolink.models.masking import mask_nodes, mask_patches, node_slots
 from geolink.models.ops import patchify, rank_within, segment_softmax, sincos
@@ -479,6 +479,14 @@ def test_image_embedding_is_the_mean_of_patch_tokens_without_the_class_token() -
     tokens = model.encode_image(images)
     assert tokens.shape == (2, 17, 32)
     torch.testing.assert_close(model.embed_image(images), tokens[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("variant", ["paper", "geolink2"])
+@torch.no_grad()
+def test_no_image_has_no_embedding(variant: str) -> None:
+    """As of a shard at sea, of which no chip has a class."""
+    model = build.make_model(CONFIG.model_copy(update={"variant": variant}))
+    assert model.embed_image(random_images(1)[:0]).shape == (0, CONFIG.embed_dim)
 
 
 @torch.no_grad()
