@@ -113,6 +113,7 @@ def train(t: Training, progress: Progress | None) -> RunResult:
                 figures = log.line(t.step, (t.step - 1) // len(t.stream), lr)
                 t.loss = figures["loss"]
                 for text in newly_skipped(t):
+                    t.notes.append(text)
                     log.message(t.step, text)
                 pin.renew()
                 if progress is not None:
