@@ -19,6 +19,7 @@ from geolink.cli.location import LOCATION
 from geolink.cli.model import COMMANDS as MODEL_COMMANDS
 from geolink.cli.model import TARGETS, export_checkpoint
 from geolink.cli.train import COMMANDS as TRAIN_COMMANDS
+from geolink.cli.use import COMMANDS as USE_COMMANDS
 from schemas.errors import GeoLinkError
 
 PARTIAL, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -254,7 +255,7 @@ def schema(what: str, as_json: bool) -> None:
     click.echo(json.dumps(models[what].model_json_schema(), indent=2))
 
 
-for command in (evaluate, *COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS):
+for command in (evaluate, *COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS, *USE_COMMANDS):
     cli.add_command(command)
 
 

@@ -1,0 +1,115 @@
+"""Commands that use a checkpoint on places: embed."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from geolink.cli.location import LOCATION
+
+if TYPE_CHECKING:
+    from geolink.embed.store import Kept
+    from schemas.evaluation import Inputs
+
+_FILE = click.Path(path_type=Path)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_ACCELERATOR = click.option(
+    "--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
+    show_default=True, help="Where the encoder runs.",
+)  # fmt: skip
+_CHECKPOINT = click.option(
+    "--checkpoint", required=True, help="Run or checkpoint folder, published file, timm:NAME."
+)
+
+
+@click.command(short_help="Embed a dataset or a big image: Zarr and maps.")
+@click.argument("source", type=LOCATION)
+@click.argument("folder", type=_FILE)
+@_CHECKPOINT
+@click.option(
+    "--inputs", type=click.Choice(["image", "image+osm"]),
+    help="Default: image+osm for a dataset, image for a file.",
+)  # fmt: skip
+@click.option("--snapshot", type=int, help="Of a dataset; default: the latest.")
+@click.option("--bands", help="Names of a file's bands, with commas, where it does not say.")
+@click.option(
+    "--normalise", type=click.Choice(["checkpoint", "data"]), default="checkpoint",
+    show_default=True, help="Whose mean and deviation scale the pixels.",
+)  # fmt: skip
+@click.option("--overlap", type=int, help="Patches that windows share; default: a quarter.")
+@click.option(
+    "--keep", "kept", type=click.Choice(["float16", "int8"]), default="float16", show_default=True,
+    help="How values are kept; what is lost is stated.",
+)  # fmt: skip
+@click.option("--clusters", default=8, show_default=True, help="Of the k-means map, 2 to 16.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample maps are fitted on.")
+@click.option("--batch-size", default=64, show_default=True, help="Windows encoded at once.")
+@_ACCELERATOR
+@_JSON
+def embed(
+    source: Path | str, folder: Path, checkpoint: str, inputs: str | None, snapshot: int | None,
+    bands: str | None, normalise: str, overlap: int | None, kept: str, clusters: int, seed: int,
+    batch_size: int, accelerator: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Embed SOURCE, a dataset or a georeferenced image of any size, into FOLDER.
+
+    `embeddings.zarr` holds an embedding of every patch, and of every chip of a dataset also image,
+    OSM objects (region) and both fused; xarray opens it. `pca-*.tif` shows three principal
+    components as colours, `kmeans-*.tif` clusters; a PNG lies beside each. Windows reach across
+    chips and fade into each other, so that no seam shows. Safe to interrupt and to run again.
+    """
+    from flows.embed import embed as run
+    from geolink.cli import output
+
+    with _progress("embedding", "block", quiet=as_json) as progress:
+        done = run(
+            source, checkpoint, folder, inputs=cast("Inputs | None", inputs), snapshot=snapshot,
+            bands=tuple(bands.split(",")) if bands else (), normalise=normalise, overlap=overlap,
+            kept=cast("Kept", kept), clusters=clusters, seed=seed, batch_size=batch_size,
+            accelerator=accelerator, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        output.print_json(dataclasses.asdict(done))
+        return
+    output.table(
+        {
+            "zarr": done.embedded.folder / "embeddings.zarr",
+            "blocks": {"in all": done.embedded.blocks, "computed now": done.embedded.written},
+            "widths": done.embedded.kinds,
+            **{
+                f"lost of {kind} ({area})": {
+                    "relative": f"{lost['relative_error']:.2%}",
+                    "least cosine": f"{lost['least_cosine']:.5f}",
+                }
+                for area, kinds in done.embedded.lost.items()
+                for kind, lost in kinds.items()
+            },
+            "maps": ", ".join(str(path) for path in done.maps),
+            "variance in the colours": ", ".join(f"{share:.0%}" for share in done.explained),
+        },
+        as_json=False,
+    )
+
+
+COMMANDS = (embed,)
+
+
+@contextmanager
+def _progress(what: str, unit: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with rate and time left."""
+    if quiet:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, desc=what, file=sys.stderr, disable=None) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
