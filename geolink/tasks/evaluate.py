@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +79,8 @@ def evaluate(
         "leaks": leaks, "notes": list(data.notes), "geolink": code_version()[0],
         "device": str(device), "config": config.model_dump(mode="json"),
     }  # fmt: skip
-    result = summarise(about, runs, data, config)
+    # As a reader of the JSON file has it: lists for tuples.
+    result: dict[str, Any] = json.loads(json.dumps(summarise(about, runs, data, config)))
     if config.output is not None:
         write_results(result, runs, data, config.output)
         best = next(r for r in runs if r.method == "encoder" and r.share == max(config.shares))

@@ -93,7 +93,7 @@ def fit_weights(
     spans = _spans(len(rows))
     whole = [_part(features, rows, scale, device)] if len(spans) == 1 else None
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=steps, tolerance_grad=1e-6, tolerance_change=1e-9, history_size=10,
+        [weights], max_iter=steps, tolerance_grad=1e-5, tolerance_change=1e-7, history_size=10,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
