@@ -38,9 +38,21 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, list[Any]]:
     if len(set(snapshots)) > 1:
         table["snapshot"] = snapshots
     figures = [_figures(run) for run in runs]
-    for name in dict.fromkeys(name for figure in figures for name in figure):
+    for name in _merged(figures):
         table[name] = [figure.get(name) for figure in figures]
     return table
+
+
+def _merged(figures: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of all, each behind the one that it follows, so that losses stand together."""
+    names: list[str] = []
+    for figure in figures:
+        at = 0
+        for name in figure:
+            if name not in names:
+                names.insert(at, name)
+            at = names.index(name) + 1
+    return names
 
 
 def draw_comparison(runs: Sequence[Path], names: Sequence[str], picture: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from geolink.checkpoint import best_checkpoints, checkpoints, kept, load_model
 from geolink.cli import main
-from geolink.compare import compare_runs
+from geolink.compare import _merged, compare_runs
 from geolink.models import GeoLink
 from geolink.training import writer
 from geolink.training.flops import Speed, named_peak, peak_flops, step_flops
@@ -316,6 +316,12 @@ def test_runs_are_compared_by_what_differs_and_what_came_of_it(
     printed = capsys.readouterr().out
     assert "model.mask ratio" in printed
     assert "samples per s, median" in printed
+
+
+def test_what_only_one_run_has_stands_behind_what_it_follows_there() -> None:
+    figures = [{"loss": 1, "contrast": 1, "memory": 1}, {"loss": 2, "contrast": 2, "dense": 2}]
+    assert _merged(figures) == ["loss", "contrast", "dense", "memory"]
+    assert _merged([]) == []
 
 
 def test_what_is_no_run_cannot_be_compared(tmp_path: Path) -> None:
