@@ -114,7 +114,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _chosen(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"{r['method']}, {100 * r['share']:g} % of the labels, seed {r['seed']}",
-         ", ".join(f"{k} {v}" for k, v in r["chosen"].items()))
+         ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in r["chosen"].items()))
         for r in result["runs"] if r["chosen"]
     ]  # fmt: skip
 
@@ -206,6 +206,9 @@ def _draw_shares(axis: Axes, result: Mapping[str, Any]) -> None:
         axis.plot(x, y, "o-", color=color, lw=1.6, ms=4, label=method)
         axis.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
     axis.set_xscale("log")
+    ticks = [p["labels"] for p in result["curve"]["encoder"]]
+    axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axis.minorticks_off()
     axis.set_xlabel("labels used")
     axis.set_title(f"{title(name)} by labels", fontsize=10, loc="left")
     axis.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")

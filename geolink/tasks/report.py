@@ -225,7 +225,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [f"- {note}" for note in result["notes"]]
     lines += [
         f"- {method}, {100 * share:g} % of the labels: "
-        + ", ".join(f"{k} {v}" for k, v in values.items())
+        + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in values.items())
         for (method, share), values in chosen.items()
     ]
     for split, reasons in result["left_out"].items():
