@@ -1,4 +1,4 @@
-"""Commands that use a checkpoint on places: embed."""
+"""Commands that use a checkpoint on places: embed, search."""
 
 import dataclasses
 import sys
@@ -95,7 +95,64 @@ def embed(
     )
 
 
-COMMANDS = (embed,)
+@click.command(short_help="Find places by tag, or places like another.")
+@click.argument("dataset", type=LOCATION)
+@click.argument("output", type=_FILE)
+@click.argument("tags", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--like", type=float, nargs=2, metavar="LON LAT", help="Instead of tags; degrees.")
+@_CHECKPOINT
+@click.option("--count", default=24, show_default=True, help="Places; recall is among as many.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only chips of it.")
+@click.option("--snapshot", type=int, help="Snapshot; default: the latest.")
+@click.option(
+    "--normalise", type=click.Choice(["checkpoint", "data"]), default="checkpoint",
+    show_default=True, help="Whose mean and deviation scale the pixels.",
+)  # fmt: skip
+@click.option("--cache", type=_FILE, help="Keep the projections of all chips for the next search.")
+@_ACCELERATOR
+@_JSON
+def search(
+    dataset: Path | str, output: Path, tags: tuple[str, ...], like: tuple[float, float] | None,
+    checkpoint: str, count: int, split: str | None, snapshot: int | None, normalise: str,
+    cache: Path | None, accelerator: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Find places of DATASET whose images look as if they had the tags, or look like another.
+
+    Writes `places.geojson`, `sheet.png` and `search.json` into OUTPUT. A tag is compared with
+    images in the space where the checkpoint has learnt to align them with OSM. How many of the
+    chips with the tags come first is measured on the splits other than train, whose objects the
+    search does not use, beside band statistics and chance.
+    """
+    from geolink.cli import output as show
+    from geolink.search.run import search as run
+
+    with _progress("reading", "chip", quiet=as_json) as progress:
+        found = run(
+            dataset, checkpoint, output, tags=tags, like=like, count=count, split=split,
+            snapshot=snapshot, normalise=normalise, cache=cache, accelerator=accelerator,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        show.print_json(found)
+        return
+    show.table(
+        {
+            "query": found["query"],
+            "ranked": f"{min(count, found['chips']):,} of {found['chips']:,} chips, by "
+            f"{found['method']}",
+            "held out": f"{found['held_out']:,} chips, {found['relevant']:,} with the tags",
+            **{
+                name: {key.replace("_", " "): round(value, 3) for key, value in figures.items()}
+                for name, figures in found["found"].items()
+            },
+            "places": output / "places.geojson",
+            "pictures": output / "sheet.png",
+        },
+        as_json=False,
+    )
+
+
+COMMANDS = (embed, search)
 
 
 @contextmanager
