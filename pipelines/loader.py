@@ -27,7 +27,9 @@ from pipelines.select import Look
 from schemas.grid import Bounds
 from schemas.sensor import Mask, Sensor
 
-_CACHE_MB = 128
+_CACHE_BYTES = 64 * 2**20
+"""Of decoded blocks: those of a wide pixel-interleaved file, or those that neighbouring places
+share in a dozen bands of a few scenes. (rasterio takes the limit in bytes.)"""
 _LOOK_CELLS = 256
 """Cells along a side of the lattice on which masks are compared."""
 
@@ -192,7 +194,7 @@ def open_loader(
         # Decoded blocks are kept with the files that stay open; GDAL's own limit is a share of the
         # machine's memory, which every worker would take.
         if "GDAL_CACHEMAX" not in os.environ:
-            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
         files = stack.enter_context(open_files(remote))
         scheduler: dict[str, Any] = {"scheduler": "synchronous"}
         if remote:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Resampling
+from rasterio.env import get_gdal_config
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import from_bounds
@@ -361,6 +362,12 @@ def test_bands_in_another_order_and_a_band_called_alpha(tmp_path: Path) -> None:
     (scene,) = raster_scenes(path, AERIAL_RGB, REGION)
     block = load([scene], AERIAL_RGB)
     np.testing.assert_array_equal(block.valid, data[3, 64:192, 64:192] > 0)
+
+
+def test_a_few_dozen_megabytes_of_decoded_blocks_are_kept_while_a_block_is_read() -> None:
+    place = Place(EPSG, (500000.0, 5000000.0, 500640.0, 5000640.0), 10.0)
+    with open_loader([], SENSOR, place, Resampling.bilinear):
+        assert 16 <= get_gdal_config("GDAL_CACHEMAX") / 2**20 <= 128
 
 
 @pytest.mark.parametrize("dx", [0.0, 10.0, -1300.0, 1300.0])
