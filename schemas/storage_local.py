@@ -200,13 +200,21 @@ def _same_files(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files below a new folder and flush them. In threads: the time goes into the flushes."""
-    folders = sorted({folder, *((folder / name).parent for name in files)})
-    for each in folders:
+    folders: dict[Path, dict[Path, bytes]] = {folder: {}}
+    for name, data in files.items():
+        path = folder / name
+        folders.setdefault(path.parent, {})[path] = data
+    for each in sorted(folders):
         each.mkdir()
+
+    def fill(each: Path) -> None:
+        for path, data in folders[each].items():
+            _write_file(path, data)
+        flush(each)
+
+    # A thread takes a folder at a time: handing over every file costs as much as writing it.
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda item: _write_file(folder / item[0], item[1]), files.items()):
-            pass
-        for _ in pool.map(flush, folders):
+        for _ in pool.map(fill, folders):
             pass
 
 
