@@ -39,6 +39,14 @@ _ABOUT_PICTURES = {
         "embeddings: alike in colour, alike to the encoder.",
     ),
 }
+_ABOUT_LOSSES = {
+    "reconstruction": "Pixels of hidden patches.",
+    "contrast": "Each chip's image told its own OpenStreetMap from others'.",
+    "consistency": "Hidden tags of objects, from image and map.",
+    "dense": "Classes that cover each visible patch.",
+    "objects": "The class of each object, from its patches.",
+    "patch_object": "Each patch told its own objects from others'.",
+}
 
 
 class Chart(NamedTuple):
@@ -86,11 +94,11 @@ def _status(log: list[dict[str, Any]], meta: CheckpointMeta) -> tuple[str, str]:
     """How grave, and a sentence."""
     last: dict[str, Any] = log[-1] if log else {"step": 0}
     done = f"{last['step']:,} of {meta.steps:,} steps are done"
-    if "chips" in last:
-        return "error", f"Failed: {last['message']}."
+    text = f"{last['message'][0].upper()}{last['message'][1:]}." if "message" in last else ""
+    if last.get("failed"):
+        return "error", text
     if last.get("ended"):
-        return ("", f"Finished: {done}.") if last["step"] == meta.steps else (
-            "warning", f"{last['message'][0].upper()}{last['message'][1:]}.")  # fmt: skip
+        return ("", f"Finished: {done}.") if last["step"] == meta.steps else ("warning", text)
     return "", f"Under way when this page was written: {done}."
 
 
@@ -145,7 +153,8 @@ def _losses(lines: list[dict[str, Any]]) -> list[Chart]:
     parts = known[known.index("loss") + 1 : known.index("grad_norm")]
     found = _chart("Loss", lines, ["loss"], "Sum of the parts, weighted; mean since the last line.")
     for name in parts:
-        found += _chart(name.replace("_", " ").capitalize(), lines, [name], "")
+        title, about = name.replace("_", " ").capitalize(), _ABOUT_LOSSES.get(name, "")
+        found += _chart(title, lines, [name], about)
     found += _chart("Gradient norm", lines, ["grad_norm"], "Before clipping.")
     found += _chart("Learning rate", lines, ["lr"], "")
     return found

@@ -27,7 +27,7 @@ from geolink.training.optim import learning_rate, set_rate
 from geolink.training.parts import chip_context, chip_pairs, endless, moved, split
 from geolink.training.pin import RunPin
 from geolink.training.placement import place_gsd_m
-from geolink.training.reporting import open_log, tell
+from geolink.training.reporting import failure_told, open_log, tell
 from geolink.training.setup import Training, hold_run, newly_skipped, save, set_up
 from geolink.training.signals import stop_on_signals
 from schemas.training import TrainConfig
@@ -92,6 +92,7 @@ def train(t: Training, progress: Progress | None) -> RunResult:
     with (
         closing(t.writer),
         closing(open_log(t)) as log,
+        failure_told(t, log),
         closing(endless(t.stream, where(t))) as batches,
         stop_on_signals() as stop,
     ):

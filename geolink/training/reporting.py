@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from geolink.training.log import Log, NoLog
 from geolink.training.mix import make_stream, open_datasets
 from geolink.training.parts import endless
 from geolink.training.setup import Training
+from schemas.errors import GeoLinkError
 
 _BETWEEN_PAGES_S = 60.0
 
@@ -53,6 +54,20 @@ def tell(t: Training, log: Log | NoLog, *, now: bool) -> None:
             )
         write_run_page(t.config.run, t.meta)
         t.tell_at = time.monotonic() + _BETWEEN_PAGES_S
+
+
+@contextmanager
+def failure_told(t: Training, log: Log | NoLog) -> Iterator[None]:
+    """What ends the run stands in its log and on its page, too."""
+    try:
+        yield
+    except GeoLinkError as error:
+        # Where nothing can be written any more, the error itself says why.
+        with suppress(GeoLinkError):
+            log.message(t.step, f"failed: {error}", failed=True)
+            if isinstance(log, Log):
+                write_run_page(t.config.run, t.meta)
+        raise
 
 
 def speed(t: Training) -> Speed | None:

@@ -58,6 +58,10 @@ def test_chips_that_make_a_loss_infinite_are_told_from_the_others(tmp_path: Path
     path = failed(dataset, tmp_path / "run")
     step = int(path.stem[-6:])
     chips = next(line["chips"] for line in read_log(tmp_path / "run") if "chips" in line)
+    assert read_log(tmp_path / "run")[-1]["failed"]
+    page = (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
+    assert '<p class="verdict error"><bdi>Failed: ' in page
+    assert str(path) in page
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     found = replay(path)
     assert (found.step, found.finite) == (step, False)

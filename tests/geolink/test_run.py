@@ -177,14 +177,14 @@ def test_a_run_told_to_stop_while_it_is_looked_at_stops_then(
     dataset = make_dataset(tmp_path / "d", shards=4, chips=7, splits=("train",) * 3 + ("val",))
     from geolink.training import look
 
-    collect = look.collect
+    read_chips = look.read_chips
 
-    def stop(*arguments: Any) -> Any:
+    def stop(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return collect(*arguments)
+        return read_chips(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(look, "collect", stop)
+        patch.setattr(look, "read_chips", stop)
         result = pretrain(config(dataset, tmp_path / "run", evaluate_every=6))
     assert (result.step, result.stopped_by) == (6, "SIGTERM")
     log = read_log(tmp_path / "run")

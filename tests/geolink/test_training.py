@@ -238,7 +238,9 @@ def test_a_loss_that_is_not_finite_names_step_and_chips_and_keeps_no_bad_weights
     with pytest.raises(GeoLinkError, match=r"loss is nan at step 7, with chips 32632-10000-32-"):
         pretrain(config(dataset, run, log_every=5))
     assert [p.name for p in checkpoints(run)] == ["step-000004"]
-    assert len(read_log(run)[-1]["chips"]) == 5
+    *_, named, failed = read_log(run)
+    assert len(named["chips"]) == 5
+    assert failed["message"].startswith("failed: loss is nan at step 7")
     _, meta = load_model(run)
     assert meta.step == 4
 
