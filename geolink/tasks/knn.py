@@ -18,7 +18,7 @@ from schemas.errors import GeoLinkError
 _SIMILARITIES = 1 << 24
 """Most similarities held at once."""
 
-_ROWS = 1 << 16
+_ROWS = 1 << 14
 """Most features of the fitted images that are held at once."""
 
 
@@ -102,7 +102,7 @@ def knn_votes(
         device: where similarities are computed.
     """
     votes = np.empty((len(query), target.shape[1]), np.float32)
-    classes = torch.from_numpy(target.astype(np.float32)).to(device)
+    classes = torch.from_numpy(target).to(device)
     most = max(min(len(rows), _ROWS), k * target.shape[1])
     side = max(1, min(len(query), _SIMILARITIES // most))
     for low in range(0, len(query), side):
@@ -117,7 +117,7 @@ def knn_votes(
             place = place.gather(1, kept)
         # Less the largest, which changes no vote and keeps exp from overflowing.
         weight = ((best - best[:, :1]) / temperature).exp()
-        voted = torch.einsum("qk,qkc->qc", weight, classes[place])
+        voted = torch.einsum("qk,qkc->qc", weight, classes[place].float())
         votes[low : low + side] = (voted / weight.sum(1, keepdim=True)).cpu().numpy()
     return votes
 
