@@ -153,6 +153,7 @@ def save_checkpoint(
             save_file(dict(named), partial / name)
         (partial / META).write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
+        readable_alike(partial / META)
         for path in (*partial.iterdir(), partial):
             flush(path)
         # There is one of that name only if it was damaged and its steps were done again.
@@ -166,6 +167,12 @@ def save_checkpoint(
     for old in set(found) - kept(found, keep):
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def readable_alike(file: Path) -> None:
+    """Let who may read a file read those beside it: safetensors leaves its own to their owner."""
+    for path in file.parent.iterdir():
+        path.chmod(file.stat().st_mode)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from geolink.checkpoint import (
     code_version,
     model_tensors,
     read_meta,
+    readable_alike,
 )
 from geolink.models.paper import GeoLink
 from geolink.models.published import (
@@ -154,6 +155,7 @@ def _write_folder(folder: Path, tensors: dict[str, Tensor], meta: CheckpointMeta
         partial.mkdir(parents=True)
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / MODEL)
         (partial / META).write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        readable_alike(partial / META)
         for path in (*partial.iterdir(), partial):
             flush(path)
         partial.rename(folder)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from geolink.checkpoint import CheckpointMeta, checkpoint_folder, load_model
+from geolink.checkpoint import CheckpointMeta, checkpoint_folder, load_model, readable_alike
 from geolink.export.card import model_card, read_results
 from geolink.models.build import PretrainModel
 from schemas.errors import GeoLinkError
@@ -90,6 +90,7 @@ def export_encoder(checkpoint: Path, folder: Path, to: Target) -> EncoderExport:
             sum(p.numel() for p in encoder.parameters()), prefix_tokens(model.config),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
+        readable_alike(partial / "README.md")
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -72,6 +72,13 @@ def test_a_model_comes_back_as_it_was_saved(run: Path) -> None:
     assert loaded.patch_embed.proj.weight is loaded.img_encoder.patch_embed.proj.weight
 
 
+def test_who_may_read_a_folder_may_read_all_of_a_checkpoint(run: Path) -> None:
+    beside = run.parent / "beside"
+    beside.touch()
+    modes = {path.stat().st_mode for path in saved(run)[0].iterdir()}
+    assert modes == {beside.stat().st_mode}
+
+
 def test_the_last_checkpoints_are_kept_and_the_highest_step_is_the_last(run: Path) -> None:
     for step in (8, 9, 10, 100, 1_000_000):
         saved(run, step)

@@ -78,6 +78,7 @@ def test_what_timm_loads_from_an_export_encodes_as_the_checkpoint(
     to: Target, run: Path, tmp_path: Path
 ) -> None:
     done = export_encoder(run, tmp_path / "export", to)
+    assert len({path.stat().st_mode for path in done.folder.iterdir()}) == 1
     encoder = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     model, _ = load_model(run)
     # The trained parts stand where timm has its own.
