@@ -68,13 +68,25 @@ def _replay(path: Path, as_json: bool) -> None:
     output.table(found, as_json=as_json)
 
 
-@click.command(short_help="Compare runs: configs, results, throughput.")
+@click.command(short_help="Compare runs, or evaluations.")
 @click.argument("runs", type=_FILE, nargs=-1, required=True)
 @click.option("--plot", type=_FILE, help="Draw their curves to this file (PNG, SVG or PDF).")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
-    """Compare the folders RUNS: where their configs differ, and what came of it."""
+    """Compare the folders RUNS: where their configs differ, and what came of it.
+
+    Folders that `geolink evaluate --output` wrote are compared by their predictions: scores, and
+    the lead of each over the first, paired by test image.
+    """
     from geolink.cli import output
+
+    if all((run / "result.json").is_file() for run in runs):
+        from geolink.tasks.compare import compare_results
+
+        if plot is not None:
+            raise GeoLinkError("--plot draws curves of pretraining runs, not of evaluations")
+        output.columns(compare_results(runs), as_json=as_json)
+        return
     from geolink.compare import compare_runs, draw_comparison
 
     table = compare_runs(runs)

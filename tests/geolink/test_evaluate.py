@@ -279,6 +279,31 @@ def test_the_command_line_takes_a_task_or_a_config(
         assert text in capsys.readouterr().err
 
 
+def test_evaluations_are_compared_image_by_image(
+    places: tuple[Path, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, run in enumerate((*places[1], places[1][0])):
+        held_out = ("val", "test") if n == 2 else ("test",)
+        evaluate(
+            config(
+                places, checkpoint=run, held_out=held_out, baselines=(), output=tmp_path / f"{n}"
+            )
+        )
+    a, b, other = (str(tmp_path / f"{n}") for n in range(3))
+    assert _run("compare", a, b, "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    scores = [
+        json.loads((Path(f) / RESULT).read_text())["scores"]["encoder"]["score"]["accuracy"]
+        for f in (a, b)
+    ]
+    assert [cell.split("%")[0] for cell in table["accuracy"]] == [f"{100 * s:.1f}" for s in scores]
+    lead = table["accuracy: lead over the first"]
+    assert lead[0] is None
+    assert lead[1].startswith(f"{100 * (scores[1] - scores[0]):+.1f} (")
+    assert _run("compare", a, other) == 2
+    assert "were not scored on the same test images" in capsys.readouterr().err
+
+
 def test_the_command_line_knows_the_choices_of_the_config() -> None:
     from typing import get_args
 
