@@ -97,7 +97,7 @@ def _read_folder(path: Path) -> tuple[PretrainModel, dict[str, Any], bool]:
     about = {
         "step": meta.step, "bands": meta.bands, "mean": meta.mean, "std": meta.std,
         "nodata": meta.nodata, "tag_encoder": meta.tag_encoder, "dataset": meta.dataset,
-        "variant": meta.config.model.variant,
+        "variant": meta.config.model.variant, "pretrained_on": meta.config.split,
     }  # fmt: skip
     whole = meta.published is None or meta.published.layout != "unimodal"
     return model, about, whole

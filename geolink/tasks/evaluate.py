@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def evaluate(
         "classes": len(data.classes), "class_names": list(data.classes), "kind": data.kind,
         "images": {split: len(part) for split, part in data.splits.items()},
         "left_out": {split: dict(part.left_out) for split, part in data.splits.items()},
-        "leaks": leaks, "notes": list(data.notes), "geolink": code_version()[0],
+        "imagery": asdict(data.imagery), "leaks": leaks, "geolink": code_version()[0],
+        "notes": [*data.notes, *_notes(runs[0], data, config)],
         "device": str(device), "config": config.model_dump(mode="json"),
     }  # fmt: skip
     # As a reader of the JSON file has it: lists for tuples.
@@ -87,6 +88,23 @@ def evaluate(
         if best.fitted.write is not None:
             best.fitted.write(config.output)
     return result
+
+
+def _notes(encoder: Run, data: TaskData, config: TaskConfig) -> list[str]:
+    """What a reader of the scores should know of the encoder."""
+    about, notes = encoder.about, []
+    learnt = about.get("pretrained_on", "")
+    if about.get("dataset") == data.name and (learnt is None or learnt in config.held_out):
+        notes.append(
+            f"the checkpoint was pretrained on {learnt or 'all splits'} of {data.name}, without "
+            "labels but with the images and objects that are scored here"
+        )
+    if about.get("variant") == "paper" and config.inputs != "image":
+        notes.append(
+            "the published OSM encoder norms over all objects of a batch, so features depend a "
+            f"little on batch_size ({config.batch_size})"
+        )
+    return notes
 
 
 def check_task(task: Task, data: TaskData) -> None:

@@ -230,6 +230,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     for split, reasons in result["left_out"].items():
         lines += [f"- {n:,} images of {split} left out: {why}" for why, n in reasons.items()]
+    if "certified" in result["data"]:
+        proof = "has" if result["data"]["certified"] else "has no"
+        lines.append(f"- the snapshot {proof} certificate of `geolink splits check`")
     lines += [
         f"- splits share no image (compared: {', '.join(result['leaks']['compared'])})",
         f"- {protocol['interval']} ({protocol['bootstrap']:,} resamples); {protocol['test']}",

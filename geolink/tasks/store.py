@@ -45,6 +45,9 @@ class FeatureStore:
         part = data.part(split)
         shape = (len(part), encoder.width)
         key = f"{data.key} {split} {encoder.key} {encoder.inputs} {shape}"
+        if encoder.inputs != "image":
+            # The published OSM encoder norms over all nodes of a batch.
+            key += f" {self._batch_size}"
         path = self._folder / f"{xxhash.xxh3_128_hexdigest(key.encode())}.npy"
         if not path.exists():
             self._make(encoder, data, split, path, shape)

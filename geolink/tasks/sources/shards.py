@@ -18,11 +18,12 @@ from geolink.stream import read_chips
 from geolink.stream.batch import Batch
 from geolink.tasks.contracts import IGNORE, Imagery, Kind, Part, TaskBatch, TaskData
 from geolink.tasks.sources.common import Found, number_classes
-from schemas.dataset import SnapshotRow, read_arrays
+from schemas.dataset import SnapshotRow, certificate_name, read_arrays
 from schemas.errors import GeoLinkError
 from schemas.evaluation import TaskConfig
 from schemas.grid import printed_chip
 from schemas.layout import Kind as ObjectKind
+from schemas.storage import storage
 
 KINDS: dict[str, Kind] = {
     "region": "class", "regions": "multilabel", "object": "class", "patch": "mask",
@@ -95,6 +96,7 @@ def open_shards(config: TaskConfig) -> TaskData:
         about={
             "path": str(dataset.path), "snapshot": dataset.snapshot, "labels": str(config.labels),
             "splits": {split: list(names) for split, names in splits.items()},
+            "certified": storage(dataset.path).exists(certificate_name(dataset.snapshot)),
         },
         notes=tuple(notes),
         labels_are_osm=isinstance(config.labels, str),
