@@ -1,22 +1,27 @@
-"""Reading scenes onto a block: each by one lazy `stackstac.stack` that is then computed."""
+"""Reading scenes onto a block, by the parts of `stackstac.stack`: items brought onto the block's
+grid (`prepare_items`), a reader a band, its window fetched.
+
+They are called one after the other. `stack` itself makes a Dask graph and an xarray of them, which
+takes as long as reading a small block's pixels.
+"""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 import rasterio
-import stackstac
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
+from stackstac.prepare import prepare_items
+from stackstac.to_dask import asset_table_to_reader_and_window, fetch_raster_window
 
 from pipelines.files import Asset, AssetError, OpenFiles, open_files
 from pipelines.items import Scene, stac_item
@@ -65,9 +70,8 @@ class Loader:
     files: OpenFiles
     reader: Any
     """`GridReader` with all but what stackstac gives it."""
-    remote: bool
-    scheduler: Mapping[str, Any]
-    """Dask's arguments."""
+    map: Callable[..., Iterable[Any]]
+    """Over the bands of a scene: in threads where waiting takes the time."""
     clipped: dict[str, int]
     """By `Asset.key`: pixels that did not fit the storage type at the last read."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -133,45 +137,33 @@ class Loader:
         place: Place | None,
     ) -> NDArray[Any] | None:
         place = place or self.place
-        array = stackstac.stack(
+        table, spec, names, _ = prepare_items(
             [stac_item(scene, assets)],
             assets=list(assets),
             epsg=place.epsg,
             bounds=place.bounds_utm,
             resolution=place.gsd_m,
             snap_bounds=False,
-            resampling=resampling,
-            # Bands in parallel where waiting takes the time; else all at once, which costs least.
-            chunksize=(1, 1 if self.remote else -1, -1, -1),
-            dtype=fill.dtype,
-            fill_value=fill,
             rescale=False,
-            xy_coords="center",
-            properties=False,
-            band_coords=False,
-            reader=self.reader,
+            dtype=fill.dtype,
         )
         # stackstac leaves out items and bands that do not meet the bounds.
-        if not array.size:
+        if not table.size:
             return None
-        data = self._computed(array.data)[0]
-        present = [list(assets).index(name) for name in array["band"].values]
-        if len(present) == len(assets):
-            pixels: NDArray[Any] = np.require(data, requirements="W")
-            return pixels
-        whole = np.full((len(assets), *data.shape[1:]), fill)
-        whole[present] = data
-        return whole
+        readers = asset_table_to_reader_and_window(
+            table, spec, resampling, fill.dtype, fill, False, None, (), self.reader
+        )
+        rows, columns = place.shape
 
-    def _computed(self, array: Any) -> NDArray[Any]:
-        """A lazy array's pixels; there is nothing in its graph to fuse."""
-        if self.remote:
-            pixels: NDArray[Any] = array.compute(optimize_graph=False, **self.scheduler)
+        def read(one: NDArray[np.object_]) -> NDArray[Any]:
+            window = slice(0, rows), slice(0, columns)
+            pixels: NDArray[Any] = fetch_raster_window(one, window, fill.dtype, fill)[0]
             return pixels
-        # The one chunk as it is: an array's `compute` would copy it.
-        chunk = array.to_delayed(optimize_graph=False).item()
-        (pixels,) = dask.compute(chunk, optimize_graph=False, **self.scheduler)
-        return pixels
+
+        image = np.full((len(assets), rows, columns), fill)
+        for name, pixels in zip(names, self.map(read, readers.reshape(-1, 1)), strict=True):
+            image[list(assets).index(name)] = pixels
+        return image
 
 
 def invalid_values(mask: Mask) -> NDArray[np.bool_]:
@@ -196,12 +188,8 @@ def open_loader(
         if "GDAL_CACHEMAX" not in os.environ:
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
         files = stack.enter_context(open_files(remote))
-        scheduler: dict[str, Any] = {"scheduler": "synchronous"}
-        if remote:
-            # Several threads where waiting takes the time. The pool is ours, and ends before the
-            # files are closed: dask's own would go on reading from them after an error.
-            pool = stack.enter_context(ThreadPoolExecutor(8))
-            scheduler = {"scheduler": "threads", "pool": pool}
+        # The pool ends before the files are closed that its threads read from.
+        pool = stack.enter_context(ThreadPoolExecutor(8)) if remote else None
         reader = partial(
             GridReader,
             assets={a.key: a for s in scenes for a in (*s.bands, s.mask) if a},
@@ -210,4 +198,4 @@ def open_loader(
             clipped=clipped,
             encode=partial(to_decibels, sensor=sensor) if sensor.radiometry == "decibel" else None,
         )
-        yield Loader(sensor, place, resampling, files, reader, remote, scheduler, clipped)
+        yield Loader(sensor, place, resampling, files, reader, pool.map if pool else map, clipped)
