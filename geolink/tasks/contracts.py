@@ -63,6 +63,8 @@ class Part:
     """[N, 4], west, south, east, north in degrees; NaN: unknown."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many images were left out, by reason."""
+    pixels: NDArray[np.uint64] | None = None
+    """[N], `geolink.tasks.leaks.image_hash` of each, where the source has read them anyway."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -17,7 +17,8 @@ _NAMED = 3
 def check_leaks(data: TaskData) -> dict[str, Any]:
     """Check that no image is in two splits: by its name, its place or its pixels.
 
-    Images that are one colour all over may be alike. Every pixel is read once.
+    Images that are one colour all over may be alike. Pixels are read unless a source has their
+    hashes (`Part.pixels`).
     Returns what was compared. Raises Leak naming images that two splits share.
     """
     hashes = {split: _hashes(data, split) for split in data.splits}
@@ -56,20 +57,29 @@ def _refuse(data: TaskData, a: str, b: str, how: str, names: list[str]) -> None:
 
 
 def _hashes(data: TaskData, split: str) -> NDArray[np.uint64]:
-    """Hash [N] of every image's pixels; 0 for images of one colour."""
-    found = np.zeros(len(data.part(split)), np.uint64)
+    """Hash [N] of every image's pixels."""
+    part = data.part(split)
+    if part.pixels is not None:
+        return part.pixels
+    found = np.zeros(len(part), np.uint64)
     for batch in data.batches(split):
-        parts = [batch.image] if batch.second is None else [batch.image, batch.second]
-        pixels = [np.ascontiguousarray(part.numpy()) for part in parts]
-        flat = [p.reshape(*p.shape[:2], -1) for p in pixels]
-        varies = np.any([(f != f[..., :1]).any((1, 2)) for f in flat], axis=0)
+        first = batch.image.numpy()
+        later = None if batch.second is None else batch.second.numpy()
         for n, row in enumerate(batch.rows.tolist()):
-            if varies[n]:
-                digest = xxhash.xxh3_64()
-                for p in pixels:
-                    digest.update(p[n].tobytes())
-                found[row] = digest.intdigest()
+            found[row] = image_hash(first[n]) if later is None else image_hash(first[n], later[n])
     return found
+
+
+def image_hash(*images: NDArray[Any]) -> int:
+    """Hash of the pixels of an image [band, y, x], or of several dates; 0 if all are of one
+    colour."""
+    if all((image == image[:, :1, :1]).all() for image in images):
+        return 0
+    digest = xxhash.xxh3_64()
+    for image in images:
+        digest.update(f"{image.dtype}{image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.intdigest()
 
 
 _TOUCH = 0.02
