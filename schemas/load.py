@@ -66,8 +66,9 @@ def _absolute(config: M, base: Path) -> M:
             update[name] = tuple(_absolute(part, base) for part in value)
         elif name in ("rasters", "pbf") and value is not None:
             update[name] = tuple(v if "://" in v else str(base / v) for v in value)
-        elif name == "stac" and value is not None and "://" not in value:
-            update[name] = str(base / value)
+        elif name in ("stac", "start") and isinstance(value, str):
+            elsewhere = "://" in value or value.startswith("timm:")
+            update[name] = value if elsewhere else str(base / value)
     return config.model_copy(update=update)
 
 

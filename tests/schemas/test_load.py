@@ -53,6 +53,16 @@ def test_relative_paths_are_taken_from_the_configs_folder(tmp_path: Path) -> Non
     assert config.scenes.start.utcoffset() is not None
 
 
+def test_weights_to_start_from_are_a_path_unless_they_are_of_timm(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    for start, expected in (
+        ("runs/a", str(tmp_path / "runs" / "a")), ("timm:vit_base", "timm:vit_base"),
+        ("/x/weights.pth", "/x/weights.pth"),
+    ):  # fmt: skip
+        path.write_text(f"dataset: d\nrun: r\nstart: {start}\n")
+        assert load_config(path, TrainConfig).start == expected
+
+
 def test_absolute_paths_and_urls_are_left_alone(tmp_path: Path) -> None:
     text = GOOD.replace("catalog/catalog.json", "https://example.org/v1")
     config = _load(tmp_path, text.replace("monaco.osm.pbf", "/data/monaco.osm.pbf"))
