@@ -1,8 +1,8 @@
 """Imported image-OSM pairs: folders of an image, its bounds and its vectors become chips.
 
 A pair is a folder `<name>/` with one RGB image, `meta.json` (`bounds_lonlat`: west, south, east,
-north of the image; `time`) and up to three `*_point/_line/_polygon.geojson` (lon/lat; property
-`label` = `key:value` joined by `;`).
+north of the image; `time`; maybe `split`) and up to three `*_point/_line/_polygon.geojson`
+(lon/lat; property `tags`, a mapping, or `label` = `key:value` joined by `;`).
 
 The box of degrees becomes a rectangle in metres around its centre in the centre's UTM zone, as wide
 and as high as the box is through its centre. One affine map takes degrees to that rectangle, for
@@ -36,7 +36,7 @@ from schemas.dataset import DatasetInfo
 from schemas.errors import GeoLinkError
 from schemas.grid import Bounds, Grid, to_utm, utm_epsg
 from schemas.layout import UNKNOWN_TIME, Kind
-from schemas.splits import Split, split_of
+from schemas.splits import SPLITS, Split, split_of
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 _WGS84 = Geod(ellps="WGS84")
@@ -88,6 +88,7 @@ class _Place(NamedTuple):
     epsg: int
     bounds_utm: Bounds
     time: int
+    split: Split | None
 
 
 def plan_pairs(
@@ -95,9 +96,9 @@ def plan_pairs(
 ) -> tuple[list[PairShard], dict[str, int]]:
     """Put the pairs of a folder into shards; also counts pairs that are skipped, by reason.
 
-    A pair's split is that of its centre. Pairs of a split that have the same first bits of the hash
-    of their names share a shard, with as few bits as keep a shard to `per_shard` pairs: adding or
-    removing a pair changes its own shard alone.
+    A pair's split is the one it states, or that of its centre. Pairs of a split that have the same
+    first bits of the hash of their names share a shard, with as few bits as keep a shard to
+    `per_shard` pairs: adding or removing a pair changes its own shard alone.
 
     Raises GeoLinkError if there is no such folder, or no pair in it.
     """
@@ -114,7 +115,9 @@ def plan_pairs(
             skipped[str(reason)] += 1
             continue
         x0, y0, x1, y1 = place.bounds_utm
-        split = split_of(splits, grid, place.epsg, (x0 + x1) / 2, (y0 + y1) / 2)
+        split = place.split or split_of(
+            splits, grid, place.epsg, (x0 + x1) / 2, (y0 + y1) / 2
+        )  # fmt: skip
         by_split[split].append(path.name)
     if not digests:
         why = ", ".join(f"{k}: {n}" for k, n in sorted(skipped.items())) or "it has no subfolders"
@@ -234,7 +237,10 @@ def _place(path: Path) -> _Place:
     _, _, height = _WGS84.inv(lon, south, lon, north)
     x, y = to_utm(epsg).transform(lon, lat)
     bounds = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    return _Place((west, south, east, north), epsg, bounds, _time(meta))
+    split = meta.get("split")
+    if split not in (None, *SPLITS):
+        raise _Broken("pair_damaged_meta")
+    return _Place((west, south, east, north), epsg, bounds, _time(meta), split)
 
 
 def _time(meta: Mapping[str, Any]) -> int:
@@ -297,7 +303,7 @@ def _read_vectors(path: Path, place: _Place, info: DatasetInfo) -> _Vectors:
     for file in _vector_paths(path).values():
         try:
             features = json.loads(file.read_text(encoding="utf-8"))["features"]
-            labels = [_parse_label(f["properties"]["label"] or "") for f in features]
+            labels = [_tags(f["properties"]) for f in features]
             shapes = [f["geometry"] and json.dumps(f["geometry"]) for f in features]
             geometries.append(shapely.from_geojson(np.array(shapes, object)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.GEOSException):
@@ -309,6 +315,13 @@ def _read_vectors(path: Path, place: _Place, info: DatasetInfo) -> _Vectors:
     there = np.array([bool(t) for t in tags], bool) & ~shapely.is_missing(geometry)
     metres = shapely.transform(geometry[there], lambda xy: _to_metres(xy, place))
     return _Vectors(metres, [t for t, ok in zip(tags, there) if ok], int((~there).sum()))
+
+
+def _tags(properties: Mapping[str, Any]) -> dict[str, str]:
+    tags = properties.get("tags")
+    if tags is None:
+        return _parse_label(properties["label"] or "")
+    return {str(key): str(value) for key, value in tags.items()}
 
 
 def _parse_label(label: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Commands that use a checkpoint on places: embed, search."""
+"""Commands that use a checkpoint on places, and make data for it: embed, search, pair."""
 
 import dataclasses
 import sys
@@ -152,7 +152,53 @@ def search(
     )
 
 
-COMMANDS = (embed, search)
+@click.command(short_help="Give a folder of images their OSM objects.")
+@click.argument("images", type=_FILE)
+@click.argument("folder", type=_FILE)
+@click.option("--osm", required=True, help="PBF file or address; auto: finds and downloads one.")
+@click.option("--size", type=int, help="Side of chips in pixels; default: of most images.")
+@click.option("--patch", default=16, show_default=True, help="Side of patches in pixels.")
+@click.option(
+    "--block-km", default=20.0, show_default=True,
+    help="Where no folders say which image is of which split: blocks of this side share one.",
+)  # fmt: skip
+@click.option("--cache", type=_FILE, help="Folder of converted extracts; default: the user's.")
+@click.option("--workers", default=1, show_default=True, help="Processes that build shards.")
+@_JSON
+def pair(
+    images: Path, folder: Path, osm: str, size: int | None, patch: int, block_km: float,
+    cache: Path | None, workers: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Give IMAGES their OSM objects, so that image+OSM can be tried on any benchmark with places.
+
+    IMAGES holds GeoTIFFs, or images with `bounds.csv` (file, west, south, east, north in degrees),
+    in folders of classes and splits or none. FOLDER gets the pairs, a dataset of them, and
+    `labels.csv`, for `geolink evaluate TASK --data FOLDER/dataset --labels FOLDER/labels.csv`.
+    Safe to interrupt and to run again.
+    """
+    from geolink.cli import output
+    from pipelines.pairing import pair_images
+
+    with _progress("pairing", "image", quiet=as_json) as progress:
+        done = pair_images(
+            images, folder, osm, cache=cache, size=size, patch=patch,
+            block_km=block_km, workers=workers, progress=progress,
+        )  # fmt: skip
+    summary = {
+        "images": done.images, "pairs_made_now": done.written, "objects": done.objects,
+        "images_without_objects": done.without_objects, "images_left_out": len(done.skipped),
+        "osm": done.extract, "dataset": str(folder / "dataset"), "labels": str(done.labels),
+        "snapshot": done.build.snapshot,
+    }  # fmt: skip
+    if as_json:
+        output.print_json({**summary, "left_out": done.skipped})
+        return
+    output.table(summary, as_json=False)
+    for name, why in list(done.skipped.items())[:10]:
+        click.secho(f"left out {name}: {why}", fg="yellow", err=True)
+
+
+COMMANDS = (embed, search, pair)
 
 
 @contextmanager
