@@ -214,7 +214,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += _table(
         ["class", "true", *columns],
         [
-            [row["class"], f"{row['count']:,}", *(f"{row[k]:.1%}" for k in columns)]
+            [
+                row["class"],
+                f"{row['count']:,}",
+                *(f"{row[k]:.1%}" if row["count"] else "–" for k in columns),
+            ]
             for row in by_class
         ],
     )
