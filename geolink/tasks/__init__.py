@@ -1,5 +1,7 @@
-"""What an encoder is good for: one module a task (`knn.py`).
+"""What an encoder is good for.
 
-`features.py` (frozen encoder and baselines) and `scores.py` (scores, bootstrap intervals) are
-shared. May import `schemas` and the rest of `geolink` but `cli`.
+`evaluate.py` is one evaluation from data to files, the same for all tasks; `contracts.py` says what
+data, encoders and tasks are to one another; `registry.py` has the tasks, one module each (`knn.py`,
+`linear.py`, `finetune.py`, ...); `sources/` reads labelled images. Nothing is fitted or chosen on
+data whose test split can be read. May import `schemas` and the rest of `geolink` but `cli`.
 """

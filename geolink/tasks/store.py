@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +62,7 @@ class FeatureStore:
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             out = open_memmap(partial, "w+", np.float32, shape)
-            for batch in data.batches(split, batch_size=self._batch_size):
+            for batch in ahead(data.batches(split, batch_size=self._batch_size)):
                 out[batch.rows] = encode(encoder, batch, self._device)
             out.flush()
             _check_finite(out, encoder, data.part(split).ids)
@@ -71,6 +73,15 @@ class FeatureStore:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def ahead(batches: Iterator[TaskBatch]) -> Iterator[TaskBatch]:
+    """The batches, the next of which is read while one is at work."""
+    with ThreadPoolExecutor(1, "geolink-ahead") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 @torch.inference_mode()
