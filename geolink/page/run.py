@@ -75,6 +75,7 @@ def write_run_page(run: Path, meta: CheckpointMeta) -> Path:
         losses=_losses(lines), speed=_speed(lines),
         mfu_unknown=not any(line.get("mfu") for line in lines),
         validation=_validation(evaluated), validation_text=_validation_text(evaluated),
+        not_evaluated=_not_evaluated(messages, meta),
         pictures=_pictures(run),
         messages=messages[-_MESSAGES:][::-1], messages_left_out=len(messages[:-_MESSAGES]),
         checkpoints=_checkpoints(run),
@@ -192,6 +193,14 @@ def _validation_text(evaluated: list[dict[str, Any]]) -> str:
         f"{best['validation']['balanced_accuracy']:.1%} at step {best['step']:,}; one class for "
         f"all would have {1 / figures['classes']:.1%}."
     )
+
+
+def _not_evaluated(messages: list[dict[str, Any]], meta: CheckpointMeta) -> str:
+    """Why there is no evaluation though there was to be one."""
+    why = [m["message"] for m in messages if m["message"].startswith("not evaluated")]
+    if why:
+        return f"{why[-1][0].upper()}{why[-1][1:]}."
+    return "Not evaluated yet." if meta.config.evaluate_every is not None else ""
 
 
 def _pictures(run: Path) -> list[dict[str, Any]]:

@@ -80,7 +80,11 @@ def _look(t: Training, weights: Any, log: Log, stop: StopRequest) -> float | Non
         log.validation(t.step, found)
         figure = float(found["balanced_accuracy"])
     else:
-        log.message(t.step, "not evaluated: no chip of the training or validation split has labels")
+        log.message(
+            t.step,
+            "not evaluated: no chip of the validation split is of a class that the training "
+            "split has",
+        )
     folder = t.config.run / PICTURES
     shown = _shown(t, dataset, model)
     draw_reconstructions(shown, folder / f"reconstruction-{t.step:06d}.png")

@@ -207,6 +207,7 @@ def draw_map(fit: Seen, held_out: Seen, picture: Path) -> None:
     size = float(np.clip(side, 2, 14)) ** 2
     axis.scatter(lonlat[:, 0], lonlat[:, 1], c=color, s=size, marker="s", linewidths=0)
     axis.set_aspect(1 / max(np.cos(np.radians(lonlat[:, 1].mean())), 0.05))
+    axis.margins(0.06)
     axis.set_xlabel("longitude")
     axis.set_ylabel("latitude")
     axis.ticklabel_format(useOffset=False)

@@ -21,6 +21,7 @@ from geolink.models.fusion import Attention
 from geolink.models.guided import CrossAttention
 from geolink.models.ops import patchify
 from geolink.page.charts import Curve, draw_curves, nice_ticks
+from geolink.page.run import write_run_page
 from geolink.reader import open_dataset, tag_table
 from geolink.stream import read_chips
 from geolink.tasks.evaluate import evaluate
@@ -153,6 +154,20 @@ def test_the_page_of_a_run_shows_it_and_fetches_nothing(looked: Path) -> None:
         assert f"<h3>{title}</h3>" in page
     assert page.count("<img") == 3
     assert "the peak of this device is not known" in page
+
+
+def test_a_page_says_why_there_is_no_evaluation(looked: Path, tmp_path: Path) -> None:
+    meta = read_meta(checkpoints(looked)[-1])
+    line = {"step": 5, "message": "not evaluated: no chip is of a class"}
+    never = meta.config.model_copy(update={"evaluate_every": None})
+    for log, config_, text in (
+        ([line], meta.config, "Not evaluated: no chip is of a class."),
+        ([], meta.config, "Not evaluated yet."),
+        ([], never, "Not evaluated on the way: set"),
+    ):
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        page = write_run_page(tmp_path, meta.model_copy(update={"config": config_}))
+        assert text in page.read_text(encoding="utf-8")
 
 
 _MEASURE = """<script>addEventListener('load', () => {
