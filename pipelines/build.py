@@ -92,7 +92,7 @@ def _attributes(
     """What a snapshot row needs beyond sizes; kept in the shard, so that it can be adopted."""
     image = arrays["image"]
     valid = image != task.info.sensor.nodata
-    wide = image.astype(np.float64)
+    wide = np.where(valid, image, 0).astype(np.float64)
     lonlat = arrays["center_lonlat"]
     half = np.abs(arrays["bounds"][:, 2] - arrays["bounds"][:, 0]) / 2 / 111_320.0
     box = [0.0, 0.0, 0.0, 0.0]
@@ -110,8 +110,8 @@ def _attributes(
         "radiometry": inputs.radiometry,
         "considered": inputs.considered,
         "pixels": valid.sum(axis=axes).tolist(),
-        "pixel_sum": (wide * valid).sum(axis=axes).tolist(),
-        "pixel_sum_squares": (wide * wide * valid).sum(axis=axes).tolist(),
+        "pixel_sum": wide.sum(axis=axes).tolist(),
+        "pixel_sum_squares": np.einsum("nbyx,nbyx->b", wide, wide).tolist(),
         "made_from": task.made_from,
         "chip_findings": arrays["finding"].tolist(),
         "qc": {k: int(v) for k, v in sorted(counts.items()) if v},
