@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from schemas.base import Config
 from schemas.storage import Location
 
-TaskName = Literal["knn", "linear", "finetune", "segmentation", "change", "zones"]
+TaskName = Literal["knn", "linear", "finetune", "segmentation"]
 Inputs = Literal["image", "osm", "image+osm"]
 Baseline = Literal[
     "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "majority"
@@ -68,9 +68,9 @@ class TrainingOptions(Config):
         bool, Field(description="Whether images are flipped and turned by quarters at random.")
     ] = True
     freeze: Annotated[bool, Field(description="Whether the encoder stays as it is.")] = False
-    head: Annotated[
-        Literal["upernet", "fpn", "linear"], Field(description="Of segmentation and change.")
-    ] = "upernet"
+    head: Annotated[Literal["upernet", "fpn", "linear"], Field(description="Of segmentation.")] = (
+        "upernet"
+    )
 
 
 class TaskConfig(Config):

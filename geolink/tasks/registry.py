@@ -6,6 +6,7 @@ from geolink.tasks.contracts import Task
 from geolink.tasks.finetune import fit_finetune
 from geolink.tasks.knn import fit_knn
 from geolink.tasks.linear import fit_linear
+from geolink.tasks.segmentation import fit_segmentation
 
 _FROZEN = ("random", "pixels", "bands", "osm", "majority")
 
@@ -18,5 +19,7 @@ TASKS: dict[str, Task] = {
              ("class", "multilabel"), _FROZEN, chooses=True, seeded=False, fit=fit_linear),
         Task("finetune", "class of an image by the encoder, fine-tuned", ("class", "multilabel"),
              ("random", "majority"), chooses=True, seeded=True, fit=fit_finetune),
+        Task("segmentation", "class of every pixel by a head on the encoder's maps", ("mask",),
+             ("random", "majority"), chooses=True, seeded=True, fit=fit_segmentation),
     )
 }  # fmt: skip

@@ -26,7 +26,7 @@ from geolink.tasks.registry import TASKS
 from geolink.tasks.report import PREDICTIONS, RESULT, TEXT
 from geolink.tasks.train import parameter_groups
 from schemas.errors import GeoLinkError
-from schemas.evaluation import Baseline, Inputs, TaskConfig, TrainingOptions
+from schemas.evaluation import Baseline, Inputs, TaskConfig, TaskName, TrainingOptions
 from tests.shards import make_dataset
 from tests.tasks import make_checkpoint, make_npz, stripes
 
@@ -307,6 +307,7 @@ def test_evaluations_are_compared_image_by_image(
 def test_the_command_line_knows_the_choices_of_the_config() -> None:
     from typing import get_args
 
+    assert set(get_args(TaskName)) == set(TASKS)
     assert set(get_args(Inputs)) == set(INPUTS)
     assert set(get_args(Baseline)) == set(BASELINES)
     made = make_config("knn", {"checkpoint": "timm:x", "data": "d", "shares": (0.1,)}, ())

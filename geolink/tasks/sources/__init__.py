@@ -11,6 +11,7 @@ from pathlib import Path
 from geolink.tasks.contracts import ReadPixels, TaskData
 from geolink.tasks.sources.files import read_pixels
 from geolink.tasks.sources.folder import open_folder
+from geolink.tasks.sources.masks import holds_masks, open_masks
 from geolink.tasks.sources.npz import open_npz
 from geolink.tasks.sources.shards import open_shards
 from schemas.errors import GeoLinkError
@@ -26,6 +27,8 @@ def open_data(config: TaskConfig, read: ReadPixels = read_pixels) -> TaskData:
         return open_shards(config)
     if config.data.suffix == ".npz":
         return open_npz(config)
+    if holds_masks(config.data):
+        return open_masks(config, read)
     if not config.data.is_dir():
         raise GeoLinkError(f"there are no data {config.data}")
     return open_folder(config, read)

@@ -62,7 +62,7 @@ def open_folder(config: TaskConfig, read: ReadPixels) -> TaskData:
     paths = {split: [files[split][n][0] for n in rows[split].tolist()] for split in parts}
     every = [path for split in sorted(paths) for path in paths[split]]
     first = read(every[0])
-    parts, digest = _look(paths, parts, read, first)
+    parts, digest = look(paths, parts, read, first)
     return TaskData(
         name=folder.name,
         key=xxhash.xxh3_128_hexdigest(f"{digest} {classes}".encode()),
@@ -148,14 +148,14 @@ def _without_some(files: list[_File], share: float, seed: int) -> tuple[list[_Fi
     )
 
 
-def _look(
+def look(
     paths: Mapping[str, Sequence[Path]], parts: Mapping[str, Part], read: ReadPixels, first: Pixels
 ) -> tuple[dict[str, Part], str]:
     """Every image once: bounds that files state, and a hash of all; all are of one shape."""
     digest, looked = xxhash.xxh3_128(), {}
     for split, those in paths.items():
         bounds, hashes = unknown_bounds(len(those)), np.zeros(len(those), np.uint64)
-        for n, (path, pixels) in enumerate(_ahead(those, read)):
+        for n, (path, pixels) in enumerate(ahead(those, read)):
             _same_shape(path, pixels.image, first.image)
             if pixels.bounds_lonlat is not None:
                 bounds[n] = pixels.bounds_lonlat
@@ -176,7 +176,7 @@ def _same_shape(path: Path, image: NDArray[Any], first: NDArray[Any]) -> None:
         )
 
 
-def _ahead(paths: Sequence[Path], read: ReadPixels) -> Iterator[tuple[Path, Pixels]]:
+def ahead(paths: Sequence[Path], read: ReadPixels) -> Iterator[tuple[Path, Pixels]]:
     """Images in order, read by several threads, a few ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for low in range(0, len(paths), 4 * _THREADS):
@@ -200,6 +200,6 @@ class _FileReader:
         for low in range(0, len(rows), batch_size):
             here = rows[low : low + batch_size]
             group = [self._paths[split][n] for n in here.tolist()]
-            images = np.stack([p.image for _, p in _ahead(group, self._read)])
+            images = np.stack([p.image for _, p in ahead(group, self._read)])
             label = None if part.label is None else part.label[here]
             yield TaskBatch(here, torch.from_numpy(images), label=label)
