@@ -215,6 +215,25 @@ def test_what_cannot_be_embedded_is_told(run: Path, dataset: Path, tmp_path: Pat
     assert TINY.patch_size == 8
 
 
+def test_not_a_number_is_no_data(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    image = np.random.default_rng(0).normal(0.2, 0.1, (3, 96, 96)).astype(np.float32)
+    image[:, :32, :40] = np.nan
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=96, width=96, dtype="float32", nodata=np.nan,
+        crs="EPSG:32633", transform=from_origin(400_000, 5_000_000, 2, 2),
+    ) as file:  # fmt: skip
+        file.write(image)
+    options: Any = {"clusters": 2, "accelerator": "cpu", "bands": ("red", "green", "blue")}
+    with pytest.raises(GeoLinkError, match="normalise"):
+        embed(path, run, tmp_path / "a", **options)
+    embed(path, run, tmp_path / "e", normalise="data", **options)
+    found = xr.open_zarr(tmp_path / "e" / "embeddings.zarr", group="raster")["patch"].values
+    there = np.isfinite(found).all(0)
+    assert there.sum() == 12 * 12 - 4 * 5
+    assert not there[:4, :5].any()
+
+
 def test_the_command_prints_what_was_made(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Embeddings of areas: windows that fade into each other, values that are kept, colours."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,13 @@ def test_colours_are_principal_components_and_clusters_are_those_that_are_there(
 def test_clusters_that_cannot_be_are_told(clusters: int, message: str) -> None:
     with pytest.raises(GeoLinkError, match=message):
         fit_colours(np.ones((50, 4), np.float32), clusters, 0)
+
+
+def test_images_that_were_imported_one_by_one_have_no_map(tmp_path: Path) -> None:
+    dataset = open_dataset(make_dataset(tmp_path / "d", shards=1))
+    imported = replace(dataset, info=dataset.info.model_copy(update={"aligned": False}))
+    with pytest.raises(GeoLinkError, match="no common lattice"):
+        dataset_areas(imported, 8)
 
 
 def test_windows_overlap_by_half_at_most() -> None:
