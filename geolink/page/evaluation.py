@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def verdict(result: Mapping[str, Any]) -> str:
             parts.append(f"{value:+.1f} against {method}{sure}")
     against = f" In points: {'; '.join(parts)}." if parts else ""
     return (
-        f"{title(name).capitalize()} {ours['score'][name]:.1%} (95 % interval {low:.1%} to "
+        f"{title(name)[0].upper()}{title(name)[1:]} {ours['score'][name]:.1%} (95 % interval {low:.1%} to "
         f"{high:.1%}) on {result['held_out']:,} test images.{against}"
     )
 
@@ -147,8 +148,9 @@ def _picture(example: Example) -> str:
 
 
 def mask_colors(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A mask [y, x] in colours [y, x, 3]; white where nothing is scored."""
-    table = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _COLORS], np.uint8)
+    """A mask [y, x] in colours [y, x, 3], of which there are twenty; white where nothing is
+    scored."""
+    table = np.rint(255 * colormaps["tab20"](np.arange(20))[:, :3]).astype(np.uint8)
     found: NDArray[np.uint8] = np.where(
         (mask == IGNORE)[..., None], np.uint8(255), table[mask % len(table)]
     )
