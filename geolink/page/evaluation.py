@@ -72,9 +72,10 @@ def verdict(result: Mapping[str, Any]) -> str:
             value, a, b = (100 * v for v in point["difference"][name])
             sure = "" if a > 0 or b < 0 else ", which may be chance"
             parts.append(f"{value:+.1f} against {method}{sure}")
+    what = title(name)
     against = f" In points: {'; '.join(parts)}." if parts else ""
     return (
-        f"{title(name)[0].upper()}{title(name)[1:]} {ours['score'][name]:.1%} (95 % interval {low:.1%} to "
+        f"{what[0].upper()}{what[1:]} {ours['score'][name]:.1%} (95 % interval {low:.1%} to "
         f"{high:.1%}) on {result['held_out']:,} test images.{against}"
     )
 
