@@ -30,8 +30,9 @@ from shapely.prepared import prep
 
 from pipelines.anchors import build_anchors
 from pipelines.correspondence import build_correspondence
+from pipelines.features import Features
 from pipelines.labels import cut_labels, densities, rasterise
-from pipelines.objects import Features, Objects, clip
+from pipelines.objects import Objects, clip
 from pipelines.relations import build_relations
 from pipelines.statistics import patch_brightness, statistics
 from schemas.config import ObjectOptions

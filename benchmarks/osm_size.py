@@ -175,7 +175,7 @@ def _queries(pbf: str, cache: str) -> dict[str, Any]:
     """Query up to 200 shards, one after the other, in one process."""
     import pyarrow.parquet as pq
 
-    from pipelines.objects import load_features
+    from pipelines.features import load_features
     from pipelines.osm import convert_extracts, row_group_bounds
     from schemas.grid import to_utm
     from schemas.sources import OsmSource

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checks import seams
+from pipelines.features import Features, load_features
 from pipelines.imagery import cut_chips, load_block
 from pipelines.labels import rasterise
-from pipelines.objects import Features, load_features
 from pipelines.pairs import PairShard, read_pairs
 from pipelines.plan import BlockSource, ShardTask, margin_m
 from schemas.dataset import DatasetInfo

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyproj import Geod
 
-from pipelines.objects import Features, make_features
+from pipelines.features import Features, make_features
 from pipelines.osm_convert import any_glob
 from schemas.config import Splits
 from schemas.dataset import DatasetInfo

@@ -16,7 +16,7 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-from pipelines.objects import project_features
+from pipelines.features import project_features
 from pipelines.osm import Extract
 from pipelines.ragged import ranks
 from pipelines.region import BlockPlan

@@ -35,7 +35,8 @@ from schemas.parquet import read_parquet
 from schemas.storage import Location, Storage, storage, writing
 
 if TYPE_CHECKING:
-    from pipelines.objects import Features, Objects
+    from pipelines.features import Features
+    from pipelines.objects import Objects
 
 
 def tag_id(texts: Sequence[str]) -> NDArray[np.uint64]:

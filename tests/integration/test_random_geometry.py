@@ -19,7 +19,8 @@ from shapely import LineString, Point, Polygon
 
 from pipelines.anchors import build_anchors
 from pipelines.correspondence import build_correspondence
-from pipelines.objects import Objects, clip, make_features
+from pipelines.features import make_features
+from pipelines.objects import Objects, clip
 from pipelines.relations import build_relations
 from pipelines.tags import tag_arrays
 from schemas.config import ObjectOptions

@@ -9,8 +9,9 @@ import pytest
 import shapely
 
 from pipelines.alignment import align, shift_m
+from pipelines.features import make_features
 from pipelines.inputs import Inputs, draw
-from pipelines.objects import clip, make_features
+from pipelines.objects import clip
 from pipelines.pairs import PairShard
 from pipelines.plan import ShardTask
 from schemas.config import ObjectOptions, Registration

@@ -14,15 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.objects import (
-    SLIVER_M,
-    SLIVER_M2,
-    Features,
-    Objects,
-    clip,
-    load_features,
-    make_features,
-)
+from pipelines.features import Features, load_features, make_features
+from pipelines.objects import SLIVER_M, SLIVER_M2, Objects, clip
 from pipelines.osm import Extract
 from schemas.config import ObjectOptions
 from schemas.errors import GeoLinkError

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import osm
-from pipelines.objects import load_features
+from pipelines.features import load_features
 from pipelines.osm import (
     EMPTY_DIGEST,
     Extract,

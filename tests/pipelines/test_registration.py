@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipelines.features import Features, make_features
 from pipelines.labels import rasterise
-from pipelines.objects import Features, make_features
 from pipelines.registration import Lattice, Registration, reach_px, register
 from pipelines.world.aerial import render_aerial
 from pipelines.world.appearance import Drawables, drawables

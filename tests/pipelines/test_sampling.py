@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipelines.objects import load_features
+from pipelines.features import load_features
 from pipelines.osm import Extract
 from pipelines.region import BlockPlan, plan_blocks
 from pipelines.sampling import (

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines.anchors import build_anchors
 from pipelines.correspondence import build_correspondence, patch_shares
-from pipelines.objects import Features, Objects, clip, load_features
+from pipelines.features import Features, load_features
+from pipelines.objects import Objects, clip
 from pipelines.plan import STAGES
 from pipelines.relations import build_relations
 from pipelines.store import write_shard

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from geolink.clip_text import encode as encode_clip
 from pipelines import tags
-from pipelines.objects import clip, make_features
+from pipelines.features import make_features
+from pipelines.objects import clip
 from pipelines.snapshot import publish
 from pipelines.store import prepare_dataset
 from pipelines.tags import (
