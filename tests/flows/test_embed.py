@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,17 @@ def test_the_error_of_int8_is_within_what_is_stated(run: Path, tmp_path: Path) -
     assert stated["least_cosine"] > 0.999
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is compared to the bit with a process of one thread has one too; later tests do not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     scene = make_scene(tmp_path / "scene.tif", 500, 700)
     code = (
@@ -187,7 +197,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     there = len(list(marks.glob("*.json")))
     assert 5 <= there < 88
     monkeypatch.setattr("flows.embed.BLOCK_PX", 64)
-    torch.set_num_threads(1)
     options: Any = {"clusters": 2, "accelerator": "cpu", "batch_size": 2}
     done = embed(scene, run, tmp_path / "e", **options)
     assert done.embedded.blocks == 88
