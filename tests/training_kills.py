@@ -1,5 +1,6 @@
 """Runs of `geolink pretrain` killed with SIGKILL at seeded random moments, and what they become."""
 
+import os
 import random
 import subprocess
 import sys
@@ -51,11 +52,22 @@ def write_config(folder: Path, name: str, dataset: Path, **changes: Any) -> Path
 
 
 def begin(config: Path) -> "subprocess.Popen[str]":
-    """`geolink pretrain` as a process of its own."""
+    """`geolink pretrain` as a process of its own.
+
+    Of one thread: runs are the same to the bit where they compute with as many threads.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "geolink.cli", "pretrain", str(config)], cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def finish(config: Path) -> None:
+    """Start or go on with a run, to its end."""
+    process = begin(config)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
 
 
 def kill_somewhere(config: Path, rng: random.Random, killed: Killed, *, in_write: bool) -> bool:

@@ -29,7 +29,7 @@ from tests.geolink.test_checkpoint import TINY as SMALL
 from tests.geolink.test_checkpoint import files, meta
 from tests.geolink.test_training import TINY, assert_same_run, config, fail_at
 from tests.shards import make_dataset
-from tests.training_kills import Killed, assert_same, kill_somewhere, write_config
+from tests.training_kills import Killed, assert_same, finish, kill_somewhere, write_config
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,7 @@ def test_runs_that_were_killed_go_on_to_the_bit(dataset: Path, tmp_path: Path) -
         assert not kill_somewhere(path, rng, killed, in_write=in_write)
     assert killed.in_write >= 1
     for name in ("killed", "whole"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["pretrain", str(write_config(tmp_path, name, dataset, **options))])
-        assert not stopped.value.code
+        finish(write_config(tmp_path, name, dataset, **options))
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 

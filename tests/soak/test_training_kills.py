@@ -11,7 +11,9 @@ from geolink.checkpoint import checkpoints, load_model
 from geolink.cli.train import EXIT
 from geolink.training.log import read_log
 from tests.shards import make_dataset
-from tests.training_kills import Killed, assert_same, begin, kill_somewhere, wait, write_config
+from tests.training_kills import (
+    Killed, assert_same, begin, finish, kill_somewhere, wait, write_config,
+)  # fmt: skip
 
 pytestmark = pytest.mark.soak
 
@@ -21,9 +23,7 @@ def test_thirty_kills_change_no_bit_of_a_run(tmp_path: Path) -> None:
         tmp_path / "d", shards=4, chips=7, splits=("train", "train", "train", "val")
     )
     options = {"epochs": 60, "evaluate_every": 60}
-    whole = begin(write_config(tmp_path, "whole", dataset, **options))
-    _, errors = whole.communicate(timeout=600)
-    assert whole.returncode == 0, errors
+    finish(write_config(tmp_path, "whole", dataset, **options))
     steps = read_log(tmp_path / "whole")[-1]["step"]
     rng, killed = random.Random(20), Killed()
     while killed.kills < 30:
@@ -33,9 +33,7 @@ def test_thirty_kills_change_no_bit_of_a_run(tmp_path: Path) -> None:
         while not done and killed.kills < 30:
             done = kill_somewhere(config, rng, killed, in_write=rng.random() < 0.4)
         if not done:
-            process = begin(config)
-            _, errors = process.communicate(timeout=600)
-            assert process.returncode == 0, errors
+            finish(config)
         assert not list(config.with_suffix("").glob(".*.partial"))
         assert_same(config.with_suffix(""), tmp_path / "whole")
     print(killed, f"{steps} steps a run")
