@@ -12,7 +12,13 @@ from geolink.cli.train import EXIT
 from geolink.training.log import read_log
 from tests.shards import make_dataset
 from tests.training_kills import (
-    Killed, assert_same, begin, finish, kill_somewhere, wait, write_config,
+    Killed,
+    assert_same,
+    begin,
+    finish,
+    kill_somewhere,
+    wait,
+    write_config,
 )  # fmt: skip
 
 pytestmark = pytest.mark.soak
