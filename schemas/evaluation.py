@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from schemas.base import Config
 from schemas.storage import Location
 
-TaskName = Literal["knn", "linear", "finetune", "segmentation"]
+TaskName = Literal["knn", "linear", "finetune", "segmentation", "zones", "villages"]
 Inputs = Literal["image", "osm", "image+osm"]
 Baseline = Literal[
     "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "majority"

@@ -44,7 +44,7 @@ _FILE = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(task: str, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Evaluate a checkpoint by TASK: knn, linear, finetune, segmentation.
+    """Evaluate a checkpoint by TASK: knn, linear, finetune, segmentation, zones, villages.
 
     TASK may also be a config file (YAML), of which the options change fields. Scores come with
     intervals over test images and with baselines that are treated alike; hyper-parameters are

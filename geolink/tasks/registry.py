@@ -7,6 +7,7 @@ from geolink.tasks.finetune import fit_finetune
 from geolink.tasks.knn import fit_knn
 from geolink.tasks.linear import fit_linear
 from geolink.tasks.segmentation import fit_segmentation
+from geolink.tasks.zones import fit_villages, fit_zones
 
 _FROZEN = ("random", "pixels", "bands", "osm", "majority")
 
@@ -21,5 +22,9 @@ TASKS: dict[str, Task] = {
              ("random", "majority"), chooses=True, seeded=True, fit=fit_finetune),
         Task("segmentation", "class of every pixel by a head on the encoder's maps", ("mask",),
              ("random", "majority"), chooses=True, seeded=True, fit=fit_segmentation),
+        Task("zones", "urban function zone of an image, or of its pixels", ("class", "mask"),
+             ("random", "majority"), chooses=True, seeded=True, fit=fit_zones),
+        Task("villages", "whether an image is of an urban village", ("class",),
+             ("random", "majority"), chooses=True, seeded=True, fit=fit_villages),
     )
 }  # fmt: skip

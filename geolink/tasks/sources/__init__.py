@@ -14,6 +14,7 @@ from geolink.tasks.sources.folder import open_folder
 from geolink.tasks.sources.masks import holds_masks, open_masks
 from geolink.tasks.sources.npz import open_npz
 from geolink.tasks.sources.shards import open_shards
+from geolink.tasks.sources.zones import holds_zones, open_zones
 from schemas.errors import GeoLinkError
 from schemas.evaluation import TaskConfig
 
@@ -27,6 +28,8 @@ def open_data(config: TaskConfig, read: ReadPixels = read_pixels) -> TaskData:
         return open_shards(config)
     if config.data.suffix == ".npz":
         return open_npz(config)
+    if holds_zones(config.data):
+        return open_zones(config, read)
     if holds_masks(config.data):
         return open_masks(config, read)
     if not config.data.is_dir():

@@ -70,7 +70,7 @@ def open_folder(config: TaskConfig, read: ReadPixels) -> TaskData:
         imagery=describe_pixels(config, first, every[0]),
         classes=classes,
         splits=parts,
-        read=_FileReader(paths, parts, read),
+        read=FileReader(paths, parts, read),
         about={"path": str(folder), "splits": {s: len(p) for s, p in parts.items()}},
         notes=(*notes, *more),
     )
@@ -104,20 +104,31 @@ def _find(folder: Path, seed: int) -> tuple[dict[str, list[_File]], list[str], l
         for split, root in roots.items()
     }
     if not by_split:
-        return _split_alone(folder, found[""], classes, seed)
+        return split_alone(folder, found[""], classes, seed)
+    return found, classes, add_val(folder, found, seed)
+
+
+def add_val(folder: Path, found: dict[str, list[_File]], seed: int) -> list[str]:
+    """Take validation out of train where no folder holds it; what was done, as notes.
+
+    Raises GeoLinkError if train or test is empty.
+    """
     for split in ("train", "test"):
         if not found.get(split):
             raise GeoLinkError(f"{folder} has no images of split {split}")
-    notes = []
-    if not found.get("val"):
-        found["train"], found["val"] = _without_some(found["train"], 0.2, seed)
-        notes.append("no val folder: a fifth of the training images, by the seed, is validation")
-    return found, classes, notes
+    if found.get("val"):
+        return []
+    found["train"], found["val"] = _without_some(found["train"], 0.2, seed)
+    return ["no val folder: a fifth of the training images, by the seed, is validation"]
 
 
-def _split_alone(
+def split_alone(
     folder: Path, files: list[_File], classes: list[str], seed: int
 ) -> tuple[dict[str, list[_File]], list[str], list[str]]:
+    """Files with their class by split: of lists in the folder, else drawn; classes, and notes.
+
+    Raises GeoLinkError if a list names what is not there.
+    """
     lists = {s: folder / f"{s}.txt" for s in ("train", "val", "test")}
     if lists["train"].is_file() and lists["test"].is_file():
         by_name = {str(p.relative_to(folder)): (p, n) for p, n in files}
@@ -184,7 +195,7 @@ def ahead(paths: Sequence[Path], read: ReadPixels) -> Iterator[tuple[Path, Pixel
             yield from zip(group, pool.map(read, group), strict=True)
 
 
-class _FileReader:
+class FileReader:
     """Reads image files by their rows in the splits."""
 
     def __init__(
