@@ -28,7 +28,7 @@ from geolink.tasks.encoders import own_copy
 from geolink.tasks.held import hold
 from geolink.tasks.measures import MEASURES
 from geolink.tasks.significance import score
-from geolink.tasks.train import Trained, best_of, parameter_groups, train, turned
+from geolink.tasks.train import Trained, best_of, given, parameter_groups, train, turned
 from schemas.errors import GeoLinkError
 
 
@@ -120,31 +120,22 @@ def _loss(model: Classifier, encoder: Encoder, fit: Fit) -> Callable[[TaskBatch]
     def loss(batch: TaskBatch) -> Tensor:
         if options.freeze:
             model.encoder.eval()
-        images, graph = given(encoder, batch, fit.device)
+        x = given(encoder, batch, fit.device)
         if options.flips:
-            images, graph, _ = turned(images, graph, None, patches=patches, generator=generator)
+            x, _ = turned(x, None, patches=patches, generator=generator)
         assert batch.label is not None
         target = torch.from_numpy(batch.label).to(fit.device)
         if target.ndim == 1:
             target = F.one_hot(target, fit.classes)
-        target = target.float()
+        target, images = target.float(), x.images
         if options.mixup > 0:
             images, target = mixed(images, target, options.mixup, generator)
-        logits = model(images, graph)
+        logits = model(images, x.graph)
         if fit.data.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(logits, target)
         return F.cross_entropy(logits, target)
 
     return loss
-
-
-def given(
-    encoder: Encoder, batch: TaskBatch, device: torch.device
-) -> tuple[Tensor, GraphBatch | None]:
-    """What an encoder takes of a batch, on the device: prepared images, and graphs if it looks at
-    them."""
-    graph = None if batch.graph is None or encoder.inputs == "image" else batch.graph.to(device)
-    return encoder.prepare(batch.image.to(device)), graph
 
 
 def mixed(
@@ -163,7 +154,8 @@ def predict_batch(
     model: Classifier, encoder: Encoder, batch: TaskBatch, device: torch.device, kind: Kind
 ) -> NDArray[np.float32]:
     """Probabilities [B, class] of a batch."""
-    logits = model(*given(encoder, batch, device)).float()
+    x = given(encoder, batch, device)
+    logits = model(x.images, x.graph).float()
     p = logits.sigmoid() if kind == "multilabel" else logits.softmax(1)
     found: NDArray[np.float32] = p.cpu().numpy()
     return found

@@ -141,25 +141,42 @@ def layer_factors(encoder: Encoder, layer_decay: float) -> dict[str, tuple[Tenso
     }
 
 
-def turned(
-    images: Tensor,
-    graph: GraphBatch | None,
-    mask: Tensor | None,
-    *,
-    patches: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, GraphBatch | None, Tensor | None]:
-    """Images [B, bands, y, x] with their graphs and masks [B, y, x], each flipped and turned by
-    quarters by the same draw."""
-    placement = draw_placement(
-        len(images), Augment(crop=None, flip=True, rotate=True, jitter=0.0), patches, images.device,
-        generator,
-    )  # fmt: skip
-    return (
-        place_images(images, placement),
-        None if graph is None else place_graph(graph, placement),
-        None if mask is None else place_pixels(mask, placement),
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a model takes of B images, on the device."""
+
+    images: Tensor
+    """[B, bands, y, x], prepared."""
+    graph: GraphBatch | None = None
+    second: Tensor | None = None
+    """As `images`, the later of two dates."""
+
+
+def given(encoder: Encoder, batch: TaskBatch, device: torch.device) -> Given:
+    """A batch as an encoder takes it: both dates prepared, and graphs if it looks at them."""
+    return Given(
+        encoder.prepare(batch.image.to(device)),
+        None if batch.graph is None or encoder.inputs == "image" else batch.graph.to(device),
+        None if batch.second is None else encoder.prepare(batch.second.to(device)),
     )
+
+
+def turned(
+    x: Given, mask: Tensor | None, *, patches: int, generator: torch.Generator
+) -> tuple[Given, Tensor | None]:
+    """Images of both dates with their graphs and masks [B, y, x], each flipped and turned by
+    quarters by the same draw; only flipped where masks are no squares."""
+    square = mask is None or mask.shape[-1] == mask.shape[-2]
+    placement = draw_placement(
+        len(x.images), Augment(crop=None, flip=True, rotate=square, jitter=0.0), patches,
+        x.images.device, generator,
+    )  # fmt: skip
+    placed = Given(
+        place_images(x.images, placement),
+        None if x.graph is None else place_graph(x.graph, placement),
+        None if x.second is None else place_images(x.second, placement),
+    )
+    return placed, None if mask is None else place_pixels(mask, placement)
 
 
 def best_of(

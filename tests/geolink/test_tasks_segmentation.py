@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from geolink.tasks.contracts import IGNORE
+from geolink.tasks.dense import mask_confusion
 from geolink.tasks.evaluate import evaluate
 from geolink.tasks.heads import make_head
-from geolink.tasks.segmentation import mask_confusion
 from geolink.tasks.sources import open_data
 from schemas.errors import GeoLinkError
 from schemas.evaluation import TaskConfig

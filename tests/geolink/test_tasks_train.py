@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from geolink.tasks.contracts import TaskBatch
 from geolink.tasks.finetune import mixed
 from geolink.tasks.held import Held
-from geolink.tasks.train import best_of, shuffled, train, turned
+from geolink.tasks.train import Given, best_of, shuffled, train, turned
 from schemas.evaluation import TrainingOptions
 
 
@@ -81,12 +81,13 @@ def test_the_rate_with_the_best_validation_is_kept() -> None:
 def test_turned_images_and_masks_stay_on_each_other() -> None:
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(16 * 36, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(16, 6, 6)
-    images, graph, placed = turned(
-        mask[:, None].float(), None, mask, patches=3, generator=generator
-    )
-    assert graph is None
+    x = Given(mask[:, None].float(), None, mask[:, None].float() + 1)
+    x, placed = turned(x, mask, patches=3, generator=generator)
+    assert x.graph is None
+    assert x.second is not None
     assert placed is not None
-    assert torch.equal(images[:, 0], placed.float())
+    assert torch.equal(x.images[:, 0], placed.float())
+    assert torch.equal(x.second[:, 0], placed.float() + 1)
     found = set()
     for turned_mask, plain in zip(placed.numpy(), mask.numpy(), strict=True):
         each = [
@@ -95,6 +96,18 @@ def test_turned_images_and_masks_stay_on_each_other() -> None:
         (which,) = [n for n, one in enumerate(each) if np.array_equal(one, turned_mask)]
         found.add(which)
     assert len(found) >= 6  # of the eight ways in which a square lies on itself
+
+
+def test_images_with_masks_that_are_no_squares_are_flipped_but_not_turned() -> None:
+    mask = torch.arange(16 * 24, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(16, 4, 6)
+    _, placed = turned(
+        Given(torch.zeros(16, 1, 8, 8)), mask, patches=2, generator=torch.Generator().manual_seed(0)
+    )
+    assert placed is not None
+    same = [torch.equal(one, plain) for one, plain in zip(placed, mask, strict=True)]
+    mirrored = [torch.equal(one, plain.flip(-1)) for one, plain in zip(placed, mask, strict=True)]
+    assert all(a != b for a, b in zip(same, mirrored, strict=True))
+    assert 0 < sum(mirrored) < 16
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
