@@ -41,7 +41,7 @@ def default_baselines(task: Task, config: TaskConfig, data: TaskData) -> tuple[s
     less = ["image-only", "osm-only"] if config.inputs == "image+osm" else []
     if data.kind not in ("class", "multilabel"):
         less = less[:1]  # heads on feature maps need an image
-    fair = data.has_graphs and not data.labels_are_osm
+    fair = data.has_graphs and data.osm_class_names and not data.labels_are_osm
     return (*less, *(name for name in task.baselines if name != "osm" or fair))
 
 
@@ -108,6 +108,8 @@ def osm_encoder(data: TaskData) -> Encoder:
     """What the map says without any model: area, length and count of objects of each class."""
     if not data.has_graphs:
         raise GeoLinkError(f"baseline osm needs OSM objects, which {data.name} has none of")
+    if not data.osm_class_names:
+        raise GeoLinkError(f"baseline osm needs classes of objects, which {data.name} does not say")
     classes = len(data.osm_class_names) + 1
 
     def embed(images: Tensor, graph: GraphBatch | None) -> Tensor:

@@ -69,6 +69,8 @@ def open_shards(config: TaskConfig) -> TaskData:
             found, names, kind, str(dataset.path), strict=isinstance(config.labels, Path)
         )
         notes += more
+    if config.inputs != "image" and (empty := _without_objects(dataset, shards, rows)):
+        notes.append(f"{empty:,} of {sum(map(len, rows.values())):,} chips have no OSM object")
     reader = _Reader(dataset, shards, rows, parts, config.labels)
     info, sensor = dataset.info, dataset.info.sensor
     table = tag_table(dataset).astype(np.float32)
@@ -207,6 +209,19 @@ def _look(dataset: Dataset, shards: list[SnapshotRow], labeller: _Labeller) -> F
         np.concatenate(ids), np.concatenate(labels), np.concatenate(bounds), np.concatenate(rows),
         left_out,
     )  # fmt: skip
+
+
+def _without_objects(
+    dataset: Dataset, shards: Mapping[str, list[SnapshotRow]],
+    rows: Mapping[str, NDArray[np.int64]],
+) -> int:  # fmt: skip
+    """How many chips of these rows have no object."""
+    empty = 0
+    for split, those in shards.items():
+        read = [read_arrays(dataset.path, s.path, ("object_offset",))[0] for s in those]
+        objects = np.concatenate([np.diff(arrays["object_offset"]) for arrays in read])
+        empty += int((objects[rows[split]] == 0).sum())
+    return empty
 
 
 def _names(arrays: Arrays, scenes: list[str]) -> NDArray[np.str_]:
