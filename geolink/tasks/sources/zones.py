@@ -98,7 +98,8 @@ def _open_maps(config: TaskConfig, folder: Path, read: ReadPixels) -> TaskData:
     for split, those in paths.items():
         if len(those) < 2:
             raise GeoLinkError(
-                f"split {split} of {folder} has {len(those)} labelled images, at least 2 are needed"
+                f"split {split} of {folder} has {len(those)} labelled images, at least 2 are "
+                "needed: add some, or divide them into folders train, val and test"
             )
     first = read(paths["train"][0])
     maps = {s: _look_maps(those, first.image.shape[1:], names) for s, those in paths.items()}
