@@ -8,13 +8,14 @@ from pydantic import BeforeValidator, Field, model_validator
 from schemas.base import Config
 from schemas.storage import Location
 
-TaskName = Literal["knn", "linear", "finetune", "segmentation", "zones", "villages"]
+TaskName = Literal["knn", "linear", "finetune", "segmentation", "change", "zones", "villages"]
 Inputs = Literal["image", "osm", "image+osm"]
 Baseline = Literal[
-    "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "majority"
-]
+    "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "difference",
+    "majority",
+]  # fmt: skip
 """`osm`: the classes of the objects themselves; `image-only`, `osm-only`: the checkpoint given no
-more than that."""
+more than that; `difference`: of the pixels of two dates."""
 SplitName = Literal["train", "val", "test"]
 
 
@@ -68,9 +69,9 @@ class TrainingOptions(Config):
         bool, Field(description="Whether images are flipped and turned by quarters at random.")
     ] = True
     freeze: Annotated[bool, Field(description="Whether the encoder stays as it is.")] = False
-    head: Annotated[Literal["upernet", "fpn", "linear"], Field(description="Of segmentation.")] = (
-        "upernet"
-    )
+    head: Annotated[
+        Literal["upernet", "fpn", "linear"], Field(description="Of masks: segmentation, change.")
+    ] = "upernet"
 
 
 class TaskConfig(Config):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # As in schemas.evaluation, whose import would take longer than to say what options there are.
 INPUTS = ("image", "osm", "image+osm")
 BASELINES = (
-    "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "majority",
+    "random", "imagenet", "pixels", "bands", "osm", "image-only", "osm-only", "difference",
+    "majority",
 )  # fmt: skip
 
 _FILE = click.Path(path_type=Path)
@@ -44,7 +45,8 @@ _FILE = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(task: str, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Evaluate a checkpoint by TASK: knn, linear, finetune, segmentation, zones, villages.
+    """Evaluate a checkpoint by TASK: knn, linear, finetune, segmentation, change, zones,
+    villages.
 
     TASK may also be a config file (YAML), of which the options change fields. Scores come with
     intervals over test images and with baselines that are treated alike; hyper-parameters are

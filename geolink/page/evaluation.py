@@ -149,9 +149,10 @@ def _picture(example: Example) -> str:
 
 
 def mask_colors(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A mask [y, x] in colours [y, x, 3], of which there are twenty; white where nothing is
-    scored."""
-    table = np.rint(255 * colormaps["tab20"](np.arange(20))[:, :3]).astype(np.uint8)
+    """A mask [y, x] in colours [y, x, 3], of which there are twenty, dark ones first; white where
+    nothing is scored."""
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    table = np.rint(255 * colormaps["tab20"](order)[:, :3]).astype(np.uint8)
     found: NDArray[np.uint8] = np.where(
         (mask == IGNORE)[..., None], np.uint8(255), table[mask % len(table)]
     )

@@ -107,7 +107,8 @@ def preparer(
 def band_values(
     data: TaskData, index: Sequence[int], split: str = "train", most: int = 2048
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of bands [len(index)] over the pixels with data of a split's images.
+    """Mean and deviation of bands [len(index)] over the pixels with data of a split's images, of
+    pairs those of both dates.
 
     Of more than `most` images, that many at even distances are read.
     Raises GeoLinkError if there is no pixel with data.
@@ -116,12 +117,15 @@ def band_values(
     rows = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
     total, squares, pixels = np.zeros(len(index)), np.zeros(len(index)), 0
     for batch in data.batches(split, rows):
-        values = batch.image.numpy()[:, list(index)].astype(np.float64)
-        there = ~(values == data.imagery.nodata).all(1)
-        values = values.transpose(1, 0, 2, 3)[:, there]
-        total += values.sum(1)
-        squares += (values**2).sum(1)
-        pixels += values.shape[1]
+        for images in (batch.image, batch.second):
+            if images is None:
+                continue
+            values = images.numpy()[:, list(index)].astype(np.float64)
+            there = ~(values == data.imagery.nodata).all(1)
+            values = values.transpose(1, 0, 2, 3)[:, there]
+            total += values.sum(1)
+            squares += (values**2).sum(1)
+            pixels += values.shape[1]
     if pixels == 0:
         raise GeoLinkError(f"no image of split {split} of {data.name} has a pixel with data")
     mean = total / pixels

@@ -64,7 +64,8 @@ class Part:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many images were left out, by reason."""
     pixels: NDArray[np.uint64] | None = None
-    """[N], `geolink.tasks.leaks.image_hash` of each, where the source has read them anyway."""
+    """[N], or [N, date] of pairs: `geolink.tasks.leaks.image_hash` of each image, where the source
+    has read them anyway."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,7 +196,7 @@ class Example:
 
     id: str
     picture: NDArray[np.uint8]
-    """[y, x, 3]."""
+    """[y, x, 3]; of two dates [y, 2 x, 3], side by side."""
     score: float
     truth: NDArray[np.uint8] | None = None
     """[y, x] classes; none where labels are of whole images."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from geolink.checkpoint import code_version
 from geolink.device import pick_device
 from geolink.tasks.baselines import default_baselines, fit_majority, open_baseline
+from geolink.tasks.change import fit_difference
 from geolink.tasks.contracts import Encoder, Fit, Fitted, Leak, Outcome, ReadPixels, Task, TaskData
 from geolink.tasks.encoders import open_encoder
 from geolink.tasks.leaks import check_leaks
@@ -28,6 +29,12 @@ from schemas.errors import GeoLinkError
 from schemas.evaluation import TaskConfig
 
 Say = Callable[[str], None]
+
+PLAIN: dict[str, Callable[[TaskData, NDArray[np.int64]], Fitted]] = {
+    "majority": fit_majority,
+    "difference": lambda data, _: fit_difference(data),
+}
+"""Baselines without an encoder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +70,10 @@ def evaluate(
     task, device = TASKS[config.task], pick_device(config.accelerator)
     data = open_data(config, read)
     check_task(task, data)
+    if data.kind != "change" and "difference" in (config.baselines or ()):
+        raise GeoLinkError(
+            f"baseline difference is for images of two dates, those of {data.name} are of one"
+        )
     leaks = check_leaks(data)
     store = FeatureStore(config.cache, device, config.batch_size)
     methods = ("encoder", *default_baselines(task, config, data))
@@ -131,7 +142,7 @@ def _runs(
     part = data.part("train")
     encoder: Encoder | None = None
     for seed in range(config.seed, config.seed + config.seeds):
-        if method != "majority" and (encoder is None or method == "random"):
+        if method not in PLAIN and (encoder is None or method == "random"):
             encoder = _open(method, config, hidden, device, seed)
         for share in config.shares:
             rows = few_labels(part.label, len(part), share, seed)
@@ -140,7 +151,7 @@ def _runs(
                 runs.append(replace(same, seed=seed))
                 continue
             say(f"{method}: {len(rows):,} labels, seed {seed}")
-            fitted = _fit(task, encoder, hidden, rows, config, seed, device, store)
+            fitted = _fit(method, task, encoder, hidden, rows, config, seed, device, store)
             outcome = fitted.predict(data, "test")
             about = {} if encoder is None else encoder.about
             runs.append(Run(method, share, seed, len(rows), fitted, outcome, about))
@@ -165,13 +176,13 @@ def _same(runs: list[Run], share: float, rows: NDArray[np.int64]) -> Run | None:
 
 
 def _fit(
-    task: Task, encoder: Encoder | None, hidden: TaskData, rows: NDArray[np.int64],
+    method: str, task: Task, encoder: Encoder | None, hidden: TaskData, rows: NDArray[np.int64],
     config: TaskConfig, seed: int, device: torch.device, store: FeatureStore,
 ) -> Fitted:  # fmt: skip
     if "test" not in hidden.hidden:
         raise Leak("a task is fitted on data whose test split is not hidden")
     if encoder is None:
-        return fit_majority(hidden, rows)
+        return PLAIN[method](hidden, rows)
     return task.fit(Fit(encoder, hidden, rows, config, seed, device, store))
 
 

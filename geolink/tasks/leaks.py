@@ -15,7 +15,8 @@ _NAMED = 3
 
 
 def check_leaks(data: TaskData) -> dict[str, Any]:
-    """Check that no image is in two splits: by its name, its place or its pixels.
+    """Check that no image is in two splits: by its name, its place or its pixels, of pairs those of
+    either date.
 
     Images that are one colour all over may be alike. Pixels are read unless a source has their
     hashes (`Part.pixels`).
@@ -27,13 +28,9 @@ def check_leaks(data: TaskData) -> dict[str, Any]:
         shared = np.intersect1d(one.ids, other.ids)
         if len(shared):
             _refuse(data, a, b, "are in", shared.tolist())
-        both, here, there = np.intersect1d(hashes[a], hashes[b], return_indices=True)
-        found = both != 0
-        if found.any():
-            names = [
-                f"{one.ids[n]} = {other.ids[m]}"
-                for n, m in zip(here[found].tolist(), there[found].tolist(), strict=True)
-            ]
+        alike = _alike(hashes[a], hashes[b])
+        if alike:
+            names = [f"{one.ids[n]} = {other.ids[m]}" for n, m in alike]
             _refuse(data, a, b, "have the same pixels in", names)
         overlap = _overlapping(one.bounds_lonlat, other.bounds_lonlat)
         if len(overlap):
@@ -57,28 +54,31 @@ def _refuse(data: TaskData, a: str, b: str, how: str, names: list[str]) -> None:
 
 
 def _hashes(data: TaskData, split: str) -> NDArray[np.uint64]:
-    """Hash [N] of every image's pixels."""
+    """Hash [N, date] of every image's pixels."""
     part = data.part(split)
     if part.pixels is not None:
-        return part.pixels
-    found = np.zeros(len(part), np.uint64)
+        return part.pixels.reshape(len(part), -1)
+    found = np.zeros((len(part), 2), np.uint64)
     for batch in data.batches(split):
-        first = batch.image.numpy()
-        later = None if batch.second is None else batch.second.numpy()
-        for n, row in enumerate(batch.rows.tolist()):
-            found[row] = image_hash(first[n]) if later is None else image_hash(first[n], later[n])
+        for date, images in enumerate((batch.image, batch.second)):
+            if images is not None:
+                found[batch.rows, date] = [image_hash(image) for image in images.numpy()]
     return found
 
 
-def image_hash(*images: NDArray[Any]) -> int:
-    """Hash of the pixels of an image [band, y, x], or of several dates; 0 if all are of one
-    colour."""
-    if all((image == image[:, :1, :1]).all() for image in images):
+def _alike(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """Images of which a date's hash [N, date] is one of the other's dates' [M, date]."""
+    both, here, there = np.intersect1d(one, other, return_indices=True)
+    here, there = here[both != 0] // one.shape[1], there[both != 0] // other.shape[1]
+    return sorted(set(zip(here.tolist(), there.tolist(), strict=True)))
+
+
+def image_hash(image: NDArray[Any]) -> int:
+    """Hash of the pixels of an image [band, y, x]; 0 if it is of one colour."""
+    if (image == image[:, :1, :1]).all():
         return 0
-    digest = xxhash.xxh3_64()
-    for image in images:
-        digest.update(f"{image.dtype}{image.shape}".encode())
-        digest.update(np.ascontiguousarray(image).tobytes())
+    digest = xxhash.xxh3_64(f"{image.dtype}{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).tobytes())
     return digest.intdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from geolink.tasks.change import fit_change
 from geolink.tasks.contracts import Task
 from geolink.tasks.finetune import fit_finetune
 from geolink.tasks.knn import fit_knn
@@ -22,6 +23,8 @@ TASKS: dict[str, Task] = {
              ("random", "majority"), chooses=True, seeded=True, fit=fit_finetune),
         Task("segmentation", "class of every pixel by a head on the encoder's maps", ("mask",),
              ("random", "majority"), chooses=True, seeded=True, fit=fit_segmentation),
+        Task("change", "what changed between two dates, by one encoder that sees both", ("change",),
+             ("random", "difference", "majority"), chooses=True, seeded=True, fit=fit_change),
         Task("zones", "urban function zone of an image, or of its pixels", ("class", "mask"),
              ("random", "majority"), chooses=True, seeded=True, fit=fit_zones),
         Task("villages", "whether an image is of an urban village", ("class",),

@@ -46,7 +46,8 @@ def train(
     lr: float,
     seed: int,
 ) -> Trained:
-    """Train until validation has not become better for `options.patience` epochs.
+    """Train until validation has not become better for `options.patience` epochs, once it is
+    above 0.
 
     AdamW; the rate rises in a line over the warm-up and falls as a half cosine over all epochs.
 
@@ -91,7 +92,8 @@ def train(
         curve.append({"epoch": epoch, "loss": mean, "score": found})
         if found > best:
             best, at, kept = found, epoch, _state(module, trained)
-        elif epoch - at >= options.patience:
+        # The IoU of a rare class is 0 until it is said for the first time: no reason to stop.
+        elif best > 0 and epoch - at >= options.patience:
             break
     if kept is not None:
         module.load_state_dict(kept, strict=False)

@@ -318,6 +318,6 @@ def test_what_is_fitted_never_sees_test(places: tuple[Path, list[Path]]) -> None
     data = evaluation.open_data(config(places))
     with pytest.raises(Leak, match="whose test split is not hidden"):
         evaluation._fit(
-            TASKS["knn"], None, data, np.arange(3), config(places), 0, torch.device("cpu"),
-            None,  # type: ignore[arg-type]
+            "majority", TASKS["knn"], None, data, np.arange(3), config(places), 0,
+            torch.device("cpu"), None,  # type: ignore[arg-type]
         )  # fmt: skip

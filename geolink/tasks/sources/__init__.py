@@ -13,6 +13,7 @@ from geolink.tasks.sources.files import read_pixels
 from geolink.tasks.sources.folder import open_folder
 from geolink.tasks.sources.masks import holds_masks, open_masks
 from geolink.tasks.sources.npz import open_npz
+from geolink.tasks.sources.pairs import holds_pairs, open_pairs
 from geolink.tasks.sources.shards import open_shards
 from geolink.tasks.sources.zones import holds_zones, open_zones
 from schemas.errors import GeoLinkError
@@ -30,8 +31,11 @@ def open_data(config: TaskConfig, read: ReadPixels = read_pixels) -> TaskData:
         return open_npz(config)
     if holds_zones(config.data):
         return open_zones(config, read)
-    if holds_masks(config.data):
-        return open_masks(config, read)
     if not config.data.is_dir():
         raise GeoLinkError(f"there are no data {config.data}")
+    # Whatever else lies there, what is missing to a pair is said to who asks for change.
+    if config.task == "change" or holds_pairs(config.data):
+        return open_pairs(config, read)
+    if holds_masks(config.data):
+        return open_masks(config, read)
     return open_folder(config, read)

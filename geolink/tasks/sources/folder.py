@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+_SPLITS = ("train", "val", "test")
 _THREADS = 8
+_Item = TypeVar("_Item")
 _File = tuple[Path, int]
 """An image and its class."""
 
@@ -157,6 +159,27 @@ def _without_some(files: list[_File], share: float, seed: int) -> tuple[list[_Fi
         [f for f, gone in zip(files, out, strict=True) if not gone],
         [f for f, gone in zip(files, out, strict=True) if gone],
     )
+
+
+def find_splits(
+    folder: Path, holds: Callable[[Path], bool], listed: Callable[[Path], list[_Item]], seed: int
+) -> tuple[dict[str, list[_Item]], list[str]]:
+    """What is listed in the folder of each split that `holds` something, and notes; without such
+    folders what is listed in the folder itself is split by the seed. Splits come in one order."""
+    roots = {split: folder / n for n, split in SPLIT_FOLDERS.items() if holds(folder / n)}
+    if not roots:
+        every = listed(folder)
+        drawn = draw_split(np.zeros(len(every), np.int64), seed).tolist()
+        return {s: [i for i, own in zip(every, drawn) if own == s] for s in _SPLITS}, [DRAWN]
+    found = {split: listed(root) for split, root in roots.items()}
+    if found.get("val") or not found.get("train"):
+        return found, []
+    train = found["train"]
+    out = draw_out(np.zeros(len(train), np.int64), 0.2, seed).tolist()
+    found["val"] = [item for item, gone in zip(train, out) if gone]
+    found["train"] = [item for item, gone in zip(train, out) if not gone]
+    found = {split: found[split] for split in _SPLITS if split in found}
+    return found, ["no val folder: a fifth of the training images, by the seed, is validation"]
 
 
 def look(

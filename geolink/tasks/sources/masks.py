@@ -19,15 +19,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from geolink.tasks.contracts import IGNORE, Part, ReadPixels, TaskBatch, TaskData
-from geolink.tasks.sources.common import (
-    DRAWN,
-    describe_pixels,
-    draw_out,
-    draw_split,
-    unknown_bounds,
-)
+from geolink.tasks.sources.common import describe_pixels, unknown_bounds
 from geolink.tasks.sources.files import IMAGES, read_mask
-from geolink.tasks.sources.folder import SPLIT_FOLDERS, ahead, look
+from geolink.tasks.sources.folder import SPLIT_FOLDERS, ahead, find_splits, look
 from schemas.errors import GeoLinkError
 from schemas.evaluation import TaskConfig
 
@@ -42,15 +36,18 @@ class _Pair:
 
 def holds_masks(folder: Path) -> bool:
     """Whether a folder, or one of a split in it, has images and masks."""
-    below = [folder, *(folder / name for name in SPLIT_FOLDERS)]
-    return any((p / "images").is_dir() and (p / "masks").is_dir() for p in below)
+    return any(_holds(root) for root in (folder, *(folder / name for name in SPLIT_FOLDERS)))
+
+
+def _holds(root: Path) -> bool:
+    return (root / "images").is_dir() and (root / "masks").is_dir()
 
 
 def open_masks(config: TaskConfig, read: ReadPixels) -> TaskData:
     """A folder of images and masks. Raises GeoLinkError: an image without a mask, or of another
     size; a mask that is none, or holds a number that is no class; an empty split."""
     folder = Path(config.data)
-    pairs, notes = _find(folder, config.seed)
+    pairs, notes = find_splits(folder, _holds, _pairs, config.seed)
     for split in ("train", "test"):
         if len(pairs.get(split, [])) < 2:
             raise GeoLinkError(
@@ -79,27 +76,6 @@ def open_masks(config: TaskConfig, read: ReadPixels) -> TaskData:
         about={"path": str(folder), "splits": {s: len(p) for s, p in parts.items()}},
         notes=tuple(notes),
     )
-
-
-def _find(folder: Path, seed: int) -> tuple[dict[str, list[_Pair]], list[str]]:
-    roots = {
-        split: folder / name
-        for name, split in SPLIT_FOLDERS.items()
-        if (folder / name / "images").is_dir()
-    }
-    if not roots:
-        every = _pairs(folder)
-        split = draw_split(np.zeros(len(every), np.int64), seed).tolist()
-        drawn = {s: [p for p, own in zip(every, split) if own == s] for s in set(split)}
-        return drawn, [DRAWN]
-    found = {split: _pairs(root) for split, root in roots.items()}
-    if found.get("val") or not found.get("train"):
-        return found, []
-    train = found["train"]
-    out = draw_out(np.zeros(len(train), np.int64), 0.2, seed).tolist()
-    found["val"] = [p for p, gone in zip(train, out) if gone]
-    found["train"] = [p for p, gone in zip(train, out) if not gone]
-    return found, ["no val folder: a fifth of the training images, by the seed, is validation"]
 
 
 def _pairs(root: Path) -> list[_Pair]:
