@@ -93,8 +93,8 @@ class TaskConfig(Config):
         Field(
             description="Of a dataset of GeoLink: `region`: class of most area of a chip; "
             "`regions`: all classes of a chip; `object`: class of the largest polygon; `patch`, "
-            "`pixel`: masks of what covers each most; or a CSV file with id, label and maybe split. Of label "
-            "maps: `region`, `patch`, `pixel`."
+            "`pixel`: masks of what covers each most; or a CSV file with id, label and maybe split."
+            " Of label maps: `region`, `patch`, `pixel`."
         ),
     ] = "region"
     min_share: Annotated[
