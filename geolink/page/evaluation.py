@@ -26,6 +26,8 @@ PAGE = "index.html"
 
 _OURS, _OTHER, _INK = "#2f7d3b", "#b0bec5", "#1c2430"
 _COLORS = ("#2f7d3b", "#1f6f8b", "#c2557a", "#f2a33c", "#6d5aa8", "#8d6e63", "#607d8b", "#9e9d24")
+_GAP = 6
+"""White pixels between pictures that are side by side."""
 _NAMED_CLASSES = 30
 """Most classes whose names stand beside a confusion matrix."""
 
@@ -135,16 +137,19 @@ def _examples(run: Run, data: TaskData) -> list[dict[str, str]]:
 
 
 def _picture(example: Example) -> str:
-    """The image, with its mask and the predicted one beside it where there are masks."""
+    """The image, or both dates, with the mask and the predicted one beside it where there are
+    masks."""
     masks = [m for m in (example.truth, example.predicted) if m is not None]
-    parts = [example.picture, *(mask_colors(mask) for mask in masks)]
-    side = np.concatenate(parts, 1)
-    times = max(1, round(160 / side.shape[0]))
-    image = Image.fromarray(side).resize(
-        (side.shape[1] * times, side.shape[0] * times), Image.Resampling.NEAREST
-    )
+    wide = masks[0].shape[1] if masks else example.picture.shape[1]
+    dates = np.split(example.picture, example.picture.shape[1] // wide, 1)
+    times = max(1, round(160 / example.picture.shape[0]))
+    parts = [
+        np.pad(part.repeat(times, 0).repeat(times, 1), ((0, 0), (0, _GAP), (0, 0)),
+               constant_values=255)
+        for part in (*dates, *(mask_colors(mask) for mask in masks))
+    ]  # fmt: skip
     buffer = io.BytesIO()
-    image.save(buffer, "png")
+    Image.fromarray(np.concatenate(parts, 1)[:, :-_GAP]).save(buffer, "png")
     return data_url(buffer.getvalue(), "png")
 
 
