@@ -88,7 +88,11 @@ def read_published(path: Path | str) -> Published:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise GeoLinkError(f"{path} is no readable checkpoint: {error}") from error
+        # torch's text is a page, and advises to run the code that is in the file.
+        raise GeoLinkError(
+            f"{path} is no readable checkpoint ({type(error).__name__}): damaged, or it holds more "
+            "than named tensors and numbers; files are read without running the code in them"
+        ) from error
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise GeoLinkError(f"{path} holds no `model_state_dict` of named tensors")

@@ -48,7 +48,7 @@ class RelationLayer(nn.Module):
         heads = torch.arange(self.heads, device=x.device)
 
         query, key, value = self.query_key_value(self.norm(x)).float().chunk(3, -1)
-        split = (len(code), self.heads, -1)
+        split = (len(code), self.heads, x.shape[1] // self.heads)
         logit = (query[target] * key[source]).view(split).sum(-1) / (x.shape[1] / self.heads) ** 0.5
         logit = logit + self.logit(code)
         kept = None

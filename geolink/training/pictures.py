@@ -129,7 +129,7 @@ def draw_attention(shown: Shown, picture: Path) -> None:
             even = 1 / chip.graph.nodes
             axis.imshow(heat, cmap="magma", alpha=0.62, extent=(0, side, side, 0),
                         vmin=0, vmax=max(2 * even, heat.max()))  # fmt: skip
-            _outline(axis, chip, node, grid, side)
+            _outline(axis, chip, node, side)
             axis.set_title(
                 f"{_name(shown, chip, node)}: {heat.max():.1%} (even: {even:.1%})", fontsize=8
             )
@@ -278,8 +278,9 @@ def _name(shown: Shown, chip: Batch, node: int) -> str:
     return KINDS[int(graph.kind()[node])]
 
 
-def _outline(axis: Axes, chip: Batch, node: int, grid: int, side: int) -> None:
-    """The patches that an object meets, framed together."""
+def _outline(axis: Axes, chip: Batch, node: int, side: int) -> None:
+    """The dataset's patches that an object meets, framed together."""
+    grid = chip.label_patch.shape[1]
     first, last = chip.graph.patch_offset[node : node + 2].tolist()
     inside = np.zeros((grid + 2, grid + 2), bool)
     met = chip.graph.patch[first:last].numpy()

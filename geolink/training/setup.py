@@ -312,6 +312,8 @@ def check_fits(config: TrainConfig, dataset: Dataset, tag_dim: int, chips: int) 
                 f"model.{name} is {given}, but {dataset.path} has {size}: write\n"
                 f"model:\n  {name}: {size}"
             )
+    if config.model.variant == "geolink2":
+        _check_geolink2(config, dataset)
     if chips < config.batch_size:
         raise GeoLinkError(
             f"batch_size is {config.batch_size}, but split {config.split!r} of {dataset.path} has "
@@ -321,3 +323,20 @@ def check_fits(config: TrainConfig, dataset: Dataset, tag_dim: int, chips: int) 
         )
     if config.negatives.min_distance_m and config.accelerator == "mps":
         raise GeoLinkError("negatives.min_distance_m needs float64, which accelerator mps lacks")
+
+
+def _check_geolink2(config: TrainConfig, dataset: Dataset) -> None:
+    """geolink2 learns from the patches that objects meet, and from classes, as they are stored."""
+    grid, classes = dataset.info.grid, len(dataset.info.taxonomy.classes)
+    if config.model.patch_size != grid.patch:
+        raise GeoLinkError(
+            f"model.patch_size is {config.model.patch_size}, but {dataset.path} stores which "
+            f"patches of {grid.patch} pixels an object meets, which geolink2 learns from: write\n"
+            f"model:\n  patch_size: {grid.patch}"
+        )
+    if config.model.geolink2.classes < classes:
+        raise GeoLinkError(
+            f"model.geolink2.classes is {config.model.geolink2.classes}, but the taxonomy of "
+            f"{dataset.path} has {classes} classes: write\n"
+            f"model:\n  geolink2: {{classes: {classes}}}"
+        )

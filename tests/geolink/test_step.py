@@ -252,9 +252,11 @@ def test_chips_whose_objects_all_fall_outside_train_as_images_alone(dataset: Pat
     assert float(losses["contrast"]) > 0
 
 
-def test_a_dataset_without_any_object_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["paper", "geolink2"])
+def test_a_dataset_without_any_object_trains(variant: str, tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "d", shards=1, chips=8, objects=0)
-    with training(folder, tmp_path / "r", accelerator="cpu") as t:
+    model = TINY.model_copy(update={"variant": variant})
+    with training(folder, tmp_path / "r", model=model, accelerator="cpu") as t:
         losses, norm = train_step(t, next(iter(t.stream)), 1e-3)
     assert float(losses["contrast"]) == 0 < float(losses["total"])
     assert bool(torch.isfinite(norm))

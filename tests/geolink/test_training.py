@@ -20,7 +20,7 @@ from schemas.errors import GeoLinkError
 from schemas.findings import CHIP_FLAGS
 from schemas.pins import read_pins
 from schemas.sensor import SENTINEL_2_L2A
-from schemas.training import ModelConfig, TrainConfig
+from schemas.training import Geolink2Config, ModelConfig, TrainConfig
 from tests.shards import make_dataset
 
 TINY = ModelConfig(
@@ -257,6 +257,11 @@ def test_configs_that_do_not_fit_the_dataset_say_what_to_write(
         (model(bands=12), r"model\.bands is 12, but .* has 3: write\nmodel:\n  bands: 3"),
         (model(image_size=64), r"model\.image_size is 64.*image_size: 32"),
         (model(tag_dim=512), r"model\.tag_dim is 512.*tag_dim: 16"),
+        (model(variant="geolink2", patch_size=16), r"model\.patch_size is 16.*patch_size: 8"),
+        (
+            model(variant="geolink2", geolink2=Geolink2Config(classes=5)),
+            r"geolink2\.classes is 5.*has 20 classes: write\nmodel:\n  geolink2: {classes: 20}",
+        ),
         ({"split": "val"}, "no chips in split val"),
         ({"batch_size": 22}, "batch_size is 22.*only 21 chips"),
         ({"accelerator": "cuda"}, "'cuda' is asked for, but this machine has none"),
