@@ -1,8 +1,8 @@
 """`variant: geolink2`: what the same data can teach beyond the paper; see docs/model.md.
 
 The image half is the paper's masked autoencoder. Each idea beyond it is a switch of
-`Geolink2Config`, kept because an ablation showed that it helps (benchmarks/ablation.py); with all
-of them off, and without contrast and consistency, what is left learns from images only.
+`Geolink2Config`, measured alone by benchmarks/ablation.py; with all of them off, and without
+contrast and consistency, what is left learns from images only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -77,17 +78,18 @@ class GeoLink2(nn.Module):
         self.losses = tuple(self.weights)
         """Names of the parts of the loss that `forward` returns beside `total`."""
 
+        norm = partial(nn.LayerNorm, eps=1e-6)  # timm's, so that the encoder alone is the same
         self.img_encoder = VisionTransformer(
             img_size=c.image_size, patch_size=c.patch_size, in_chans=c.bands, num_classes=0,
             global_pool="", embed_dim=width, depth=c.depth, num_heads=c.num_heads,
-            reg_tokens=o.registers, no_embed_class=True, norm_layer=nn.LayerNorm,
+            reg_tokens=o.registers, no_embed_class=True, norm_layer=norm,
         )  # fmt: skip
         self.prefix = self.img_encoder.num_prefix_tokens
         self.img_decoder_mlp = nn.Linear(width, c.decoder_dim)
         self.img_mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_dim))
         self.img_decoder = nn.ModuleList(
             [
-                Block(c.decoder_dim, c.decoder_heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+                Block(c.decoder_dim, c.decoder_heads, qkv_bias=True, norm_layer=norm)
                 for _ in range(c.decoder_depth)
             ]
         )
