@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test soak lint benchmarks clean
+.PHONY: help install demo test soak lint benchmarks evidence clean
 
 help:
 	@echo "make demo   install into $(VENV), then build, pretrain and evaluate on the embedded world"
 	@echo "make test   install into $(VENV), then ruff, mypy and all tests"
 	@echo "make soak   kill builds and break stores many times, for some twenty minutes"
+	@echo "make evidence   image-only, paper and geolink2 by every task: docs/evidence.md, in 90 minutes"
 	@echo "make benchmarks   run every script in benchmarks/ and print its JSON"
 
 install: $(VENV)/installed
@@ -39,7 +40,10 @@ soak: install
 	@$(BIN)/pytest -m soak -v -s
 
 benchmarks: install
-	@for script in benchmarks/[a-z]*.py; do echo "==> $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out %/evidence.py,$(wildcard benchmarks/[a-z]*.py)); do echo "==> $$script"; $(BIN)/python $$script || exit 1; done
+
+evidence: install
+	@$(BIN)/python -W ignore benchmarks/evidence.py --folder evidence --workers 2
 
 clean:
 	rm -rf demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,7 +15,7 @@ from schemas.docs import PAGES
 from schemas.training import Fix, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("README.md", "docs/build.md", "docs/train.md", "docs/model.md")
+GUIDES = ("README.md", "docs/build.md", "docs/train.md", "docs/model.md", "docs/evidence.md")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -36,7 +36,7 @@ def blocks(text: str, language: str) -> list[str]:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_commands_of_a_guide_are_known_with_their_options(guide: str) -> None:
     found = 0
-    for line in "\n".join(blocks(read(guide), "sh")).splitlines():
+    for line in "\n".join(blocks(read(guide), "sh")).replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
         if "geolink" not in words or words[words.index("geolink") + 1].startswith("-"):
             continue
