@@ -133,6 +133,18 @@ class ModelConfig(Config):
                 raise ValueError(
                     f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}"
                 )
+            if getattr(self, width) % 4:
+                raise ValueError(
+                    f"{width} {getattr(self, width)} cannot hold 2-D sin-cos positions: use a "
+                    "multiple of 4"
+                )
+        patches = (self.image_size // self.patch_size) ** 2
+        if not 0 < int(patches * (1 - self.mask_ratio)) < patches:
+            raise ValueError(
+                f"mask_ratio {self.mask_ratio} of {patches} patches (image_size {self.image_size}, "
+                f"patch_size {self.patch_size}) leaves none to see, or none to paint: use another "
+                "mask_ratio or a smaller patch_size"
+            )
         return self
 
 
@@ -319,7 +331,10 @@ class TrainConfig(Config):
     readers: Annotated[int, Field(ge=1, description="Threads that read shards ahead.")] = 1
     lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, description="AdamW weight decay.")] = 0.05
-    betas: Annotated[tuple[float, float], Field(description="AdamW betas.")] = (0.9, 0.95)
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+        Field(description="AdamW betas."),
+    ] = (0.9, 0.95)
     warmup: Annotated[
         float, Field(ge=0, lt=1, description="Share of the steps with a rising rate.")
     ] = 0.1

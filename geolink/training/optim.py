@@ -39,7 +39,8 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     ]
 
 
-_FIRST = ("patch_embed.", "cls_token", "img_pos_embed", "img_encoder.patch_embed.")
+_FIRST = ("patch_embed.", "cls_token", "reg_token", "pos_embed")
+"""Of timm's image encoder; the paper's variant has some of them beside its encoder."""
 
 
 def rate_factor(name: str, depth: int, layer_decay: float) -> float:
@@ -49,7 +50,7 @@ def rate_factor(name: str, depth: int, layer_decay: float) -> float:
     positions, 1..depth are the image encoder's blocks, all the rest is depth + 1.
     """
     layer = depth + 1
-    if name.startswith(_FIRST):
+    if name.removeprefix("img_encoder.").startswith(_FIRST):
         layer = 0
     elif name.startswith("img_encoder.blocks."):
         layer = int(name.split(".")[2]) + 1

@@ -281,11 +281,26 @@ def test_a_size_by_name_that_contradicts_another_is_refused() -> None:
         ModelConfig.model_validate({"vit": "base", "depth": 6})
 
 
-def test_an_unknown_size_or_fix_is_one_sentence(tmp_path: Path) -> None:
-    for line in ("vit: giant", "fixes: [half_patch]"):
-        path = tmp_path / "train.yaml"
-        path.write_text(f"dataset: d\nrun: r\nmodel:\n  {line}\n")
-        with pytest.raises(GeoLinkError) as error:
-            load_config(path, TrainConfig)
-        assert f"{path}:4: model." in str(error.value)
-        assert str(error.value).count("\n") == 0
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("vit: giant", "model.vit"),
+        ("fixes: [half_patch]", "model.fixes"),
+        ("embed_dim: 30", "embed_dim 30 cannot hold"),
+        ("mask_ratio: 0.99", "mask_ratio 0.99 of 64 patches .* leaves none to see"),
+        ("patch_size: 64", "mask_ratio 0.75 of 1 patches .* smaller patch_size"),
+    ],
+)
+def test_a_model_that_cannot_be_is_one_sentence(line: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(f"dataset: d\nrun: r\nmodel:\n  {line}\n")
+    with pytest.raises(GeoLinkError, match=f"{path}:[34]: .*{text}") as error:
+        load_config(path, TrainConfig)
+    assert str(error.value).count("\n") == 0
+
+
+def test_betas_are_shares(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("dataset: d\nrun: r\nbetas: [0.9, 1.5]\n")
+    with pytest.raises(GeoLinkError, match=f"{path}:3: betas.*less than 1"):
+        load_config(path, TrainConfig)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from geolink.checkpoint import checkpoints, load_model
 from geolink.cli.main import main
 from geolink.models import GeoLink
+from geolink.models.build import make_model
 from geolink.training import loop
 from geolink.training.log import read_log
 from geolink.training.loop import pretrain
@@ -67,6 +68,15 @@ def test_each_layer_of_the_image_encoder_has_its_rate() -> None:
     # Without it there are two groups, of one rate.
     plain = make_optimizer(model, c.model_copy(update={"layer_decay": 1.0}))
     assert len(plain.param_groups) == 2
+
+
+def test_class_token_and_registers_of_geolink2_have_the_rate_of_the_patch_embedding() -> None:
+    model = make_model(TINY.model_copy(update={"variant": "geolink2", "depth": 2}))
+    factor = {n: rate_factor(n, 2, 0.5) for n, p in model.named_parameters() if p.requires_grad}
+    for name in ("cls_token", "reg_token", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        assert factor[f"img_encoder.{name}"] == 0.5**3, name
+    assert factor["img_encoder.blocks.0.attn.qkv.weight"] == 0.5**2
+    assert factor["img_encoder.norm.weight"] == factor["osm_embed.weight"] == 1
 
 
 def test_the_average_is_that_of_the_weights_after_each_step_and_is_what_is_loaded(
