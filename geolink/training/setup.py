@@ -46,7 +46,7 @@ from geolink.training.mix import (
 )
 from geolink.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from geolink.training.run import begin_run, open_run, remove_partial
-from geolink.training.start import start
+from geolink.training.start import check_same_data, start
 from geolink.training.writer import CheckpointWriter
 from schemas.errors import GeoLinkError
 from schemas.storage import Location
@@ -136,6 +136,9 @@ def set_up(
         if config.start is not None and began_with is None:
             notes.append(start(config.start, model, dataset))
         kept = last_kept(config.run, model, notes, before)
+        if kept is not None:
+            remedy = "put the dataset back that the run began with, or give a new folder as run"
+            check_same_data(kept.meta, kept.folder, dataset, remedy)
     device = ranks.fabric.device
     model.to(device).train()
     if config.checkpoint_activations:
@@ -191,7 +194,7 @@ class Kept:
     """A checkpoint whose weights are in the model, and what else goes on from it."""
 
     folder: Path
-    step: int
+    meta: CheckpointMeta
     trainer: dict[str, Any]
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor]
@@ -219,7 +222,7 @@ def last_kept(
         notes += broken
         if meta.step < meta.steps:
             notes.append(f"going on after step {meta.step} of {meta.steps} from {folder}")
-        return Kept(folder, meta.step, trainer, optimizer, average)
+        return Kept(folder, meta, trainer, optimizer, average)
     if broken:
         raise GeoLinkError(
             f"no checkpoint of {run} is whole; remove its step-... folders to begin anew. "
@@ -237,7 +240,7 @@ def put_back(t: Training, kept: Kept) -> None:
     t.stream.load_state_dict(kept.trainer["stream"])
     t.stream_state = kept.trainer["stream"]
     t.fabric.strategy.precision.load_state_dict(kept.trainer["scaler"])
-    t.step, t.rows = kept.step, kept.trainer["rows"]
+    t.step, t.rows = kept.meta.step, kept.trainer["rows"]
     t.loss = kept.trainer["loss"] or math.nan
 
 

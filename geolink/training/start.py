@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geolink.checkpoint import load_model
+from geolink.checkpoint import CheckpointMeta, load_model
 from geolink.models.build import PretrainModel
 from geolink.models.start import start_from
 from geolink.reader import Dataset
@@ -21,30 +21,31 @@ def start(what: str, model: PretrainModel, dataset: Dataset) -> str:
     Raises GeoLinkError: as that; a checkpoint of other data, naming what differs.
     """
     if Path(what).is_dir():
-        _check_same_data(Path(what), model, dataset)
+        _, meta = load_model(Path(what))
+        other = f"start from other weights than those of {what}"
+        check_same_data(meta, what, dataset, other)
+        theirs, ours = meta.config.model.patch_size, model.config.patch_size
+        if theirs != ours:
+            raise GeoLinkError(
+                f"{what} has patches of {theirs} pixels, but model.patch_size is {ours}: {other}, "
+                f"or write\nmodel:\n  patch_size: {theirs}"
+            )
     return "started from " + "; ".join(start_from(model, what))
 
 
-def _check_same_data(path: Path, model: PretrainModel, dataset: Dataset) -> None:
-    _, meta = load_model(path)
+def check_same_data(meta: CheckpointMeta, path: object, dataset: Dataset, remedy: str) -> None:
+    """Raises GeoLinkError if a checkpoint at `path` learnt of other bands, tags or classes."""
     info = dataset.info
-    patch_size, ours = meta.config.model.patch_size, model.config.patch_size
-    other = f"start from other weights than those of {path}"
     bands = tuple(band.name for band in info.sensor.bands)
     if meta.bands != bands:
         raise GeoLinkError(
             f"{path} was trained on bands {', '.join(meta.bands)}, but {dataset.path} has "
-            f"{', '.join(bands)}: {other}"
-        )
-    if patch_size != ours:
-        raise GeoLinkError(
-            f"{path} has patches of {patch_size} pixels, but model.patch_size is {ours}: {other}, "
-            f"or write\nmodel:\n  patch_size: {patch_size}"
+            f"{', '.join(bands)}: {remedy}"
         )
     if meta.tag_encoder != dataset.tag_encoder:
         raise GeoLinkError(
             f"{path} was trained with tags encoded by {meta.tag_encoder}, but those of "
-            f"{dataset.path} are encoded by {dataset.tag_encoder}: {other}"
+            f"{dataset.path} are encoded by {dataset.tag_encoder}: {remedy}"
         )
     classes = info.taxonomy.names
     if meta.classes is not None and meta.classes != classes:
@@ -53,5 +54,5 @@ def _check_same_data(path: Path, model: PretrainModel, dataset: Dataset) -> None
         raise GeoLinkError(
             f"{path} was trained with another taxonomy than that of {dataset.path} ("
             + (f"{differing!r} is a class of one only" if differing else "another order")
-            + f"): {other}"
+            + f"): {remedy}"
         )

@@ -162,6 +162,10 @@ def test_the_command_line_refuses_weights_and_runs_of_other_data_or_sizes_in_a_s
         assert old in content
         meta.write_text(content.replace(old, new, 1))
         assert text in said(start=start)
+        # So is going on where the dataset is another one now.
+        again = said(run=trained, epochs=1)
+        assert text in again
+        assert "put the dataset back that the run began with" in again
     meta.write_text(content)
     wide = ModelConfig(**{**TINY.model_dump(), "patch_size": 16})
     assert "has patches of 8 pixels, but model.patch_size is 16" in said(model=wide, start=start)
