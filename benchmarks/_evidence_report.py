@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,8 @@ def _score_table(
     scores: Sequence[Mapping[str, Any]], tasks: Sequence[str], measure: int
 ) -> list[str]:
     rows: dict[tuple[str, str, float], dict[str, str]] = {}
-    for s in sorted(scores, key=lambda s: s["share"]):
+    order = [*COLORS, *(name for name, _ in BASELINES.values())]
+    for s in sorted(scores, key=lambda s: (s["share"], order.index(s["model"]), s["inputs"])):
         m = list(s["measures"].values())[measure]
         (low, high), (least, most) = m["interval"], m["seeds"]
         text = f"{m['mean']:.1f} ({low:.1f} – {high:.1f}; {least:.1f} – {most:.1f})"
@@ -320,14 +322,13 @@ def _lead_table(leads: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> lis
 def draw(result: Mapping[str, Any]) -> Figure:
     """A panel for each task: score by model and inputs, intervals over blocks, a dot line of the
     seeds; hollow: a tenth of the labels."""
-    tasks = result["tasks"]
-    figure = Figure(figsize=(3.1 * len(tasks), 4.6), layout="constrained")
-    for axis, task in zip(np.ravel(figure.subplots(1, len(tasks))), tasks, strict=True):
-        rows = [
-            (model, inputs) for model in COLORS for inputs in ("image", "image+osm", "osm")
-            if any((s["model"], s["inputs"], s["task"]) == (model, inputs, task)
-                   for s in result["scores"])
-        ]  # fmt: skip
+    tasks, there = result["tasks"], {(s["model"], s["inputs"]) for s in result["scores"]}
+    inputs = ("image", "image+osm", "osm")
+    rows = [row for row in product(COLORS, inputs) if row in there]
+    figure = Figure(figsize=(1.6 + 2.5 * len(tasks), 5.0), layout="constrained")
+    for axis, task in zip(
+        np.ravel(figure.subplots(1, len(tasks), sharey=True)), tasks, strict=True
+    ):
         for s in result["scores"]:
             if s["task"] != task or s["model"] not in COLORS:
                 continue
@@ -338,7 +339,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
             axis.hlines(y, *m["interval"], color=color, lw=1.5)
             axis.hlines(y, *m["seeds"], color=color, lw=5, alpha=0.35)
             axis.plot(m["mean"], y, "o", ms=6, mec=color, mfc="white" if few else color)
-        axis.set_yticks(range(len(rows)), [f"{model}\n{inputs}" for model, inputs in rows])
+        axis.set_yticks(range(len(rows)), [f"{model}\n{given}" for model, given in rows])
         axis.tick_params(labelsize=8)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_title(TITLES[task], fontsize=10)
