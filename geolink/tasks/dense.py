@@ -27,9 +27,9 @@ from geolink.tasks.contracts import (
 )
 from geolink.tasks.encoders import own_copy
 from geolink.tasks.examples import EACH, picture
-from geolink.tasks.finetune import write_weights
 from geolink.tasks.heads import make_head
 from geolink.tasks.held import Held, hold
+from geolink.tasks.kept import keep_model
 from geolink.tasks.measures import MEASURES, scores_of
 from geolink.tasks.significance import score
 from geolink.tasks.train import (
@@ -104,7 +104,7 @@ def fit_dense(fit: Fit, features: Features) -> Fitted:
     (encoder, model), lr, trained, trials = best_of(options.lr, run)
 
     def write(folder: Path) -> None:
-        write_weights(model, folder)
+        keep_model(folder, model, fit, options.head)
 
     chosen = {
         "lr": lr, "epoch": trained.epoch, "head": options.head,

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from geolink.checkpoint import MODEL, host_copy, model_tensors
 from geolink.graph import GraphBatch
 from geolink.tasks.contracts import (
     Encoder,
@@ -26,6 +24,7 @@ from geolink.tasks.contracts import (
 )
 from geolink.tasks.encoders import own_copy
 from geolink.tasks.held import hold
+from geolink.tasks.kept import keep_model
 from geolink.tasks.measures import MEASURES
 from geolink.tasks.significance import score
 from geolink.tasks.train import Trained, best_of, given, parameter_groups, train, turned
@@ -104,7 +103,7 @@ def fit_finetune(fit: Fit) -> Fitted:
         return Labels(part.ids, part.label, p)
 
     def write(folder: Path) -> None:
-        write_weights(model, folder)
+        keep_model(folder, model, fit, "classifier")
 
     chosen = {
         "lr": lr, "epoch": trained.epoch, "chosen_by": f"{MEASURES[kind][0]} on val",
@@ -159,12 +158,3 @@ def predict_batch(
     p = logits.sigmoid() if kind == "multilabel" else logits.softmax(1)
     found: NDArray[np.float32] = p.cpu().numpy()
     return found
-
-
-def write_weights(module: nn.Module, folder: Path) -> None:
-    """Write a module's weights. Raises GeoLinkError if they cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(host_copy(model_tensors(module)), folder / MODEL)
-    except OSError as error:
-        raise GeoLinkError(f"cannot write {folder}: {error}") from error
