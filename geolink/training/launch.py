@@ -27,6 +27,14 @@ from schemas.training import TrainConfig
 if TYPE_CHECKING:
     from geolink.training.loop import Progress, RunResult
 
+_RANK = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+from geolink.training.launch import run_rank
+run_rank()
+"""
+"""Before it heeds signals, Ctrl-C ends it without a traceback, as SIGTERM does."""
+
 _GRACE_S = 15.0
 """How long the others may take to end once one has failed."""
 
@@ -34,7 +42,8 @@ _GRACE_S = 15.0
 def launch(config: TrainConfig, progress: Progress | None = None) -> RunResult:
     """`pretrain` in a process for each of `config.devices`, on this machine.
 
-    Ctrl-C and SIGTERM are passed on; all processes stop after the same step.
+    Ctrl-C and SIGTERM are passed on; all processes stop after the same step. Where they end before
+    their first, this one ends as it would alone.
 
     Raises GeoLinkError: what `pretrain` raises in any of them; a process that was killed.
     """
@@ -43,15 +52,28 @@ def launch(config: TrainConfig, progress: Progress | None = None) -> RunResult:
     from geolink.training.loop import RunResult
 
     ranks = [_begin(config, n, port) for port in [_free_port()] for n in range(config.devices)]
+    name = None
     try:
         with stop_on_signals() as stop:
             results = _listen(ranks, progress, lambda: stop.name)
+    except _EndedBySignalError as ended:
+        results, name = {}, ended.name
     finally:
         for process, pipe in ranks:
             process.kill()
             process.wait()
             pipe.close()
+    if name is not None:
+        signal.raise_signal(signal.Signals[name])
     return TypeAdapter(RunResult).validate_python(results)
+
+
+class _EndedBySignalError(Exception):
+    """The processes were told to end before they could heed it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 _Rank = tuple["subprocess.Popen[bytes]", IO[bytes]]
@@ -66,7 +88,7 @@ def _begin(config: TrainConfig, rank: int, port: int) -> _Rank:
         "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "geolink",
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "geolink.training.launch", config.model_dump_json(), str(write)],
+        [sys.executable, "-c", _RANK, config.model_dump_json(), str(write)],
         # Its standard input ends when this process does. A session of its own: Ctrl-C reaches it
         # through this process only, and once.
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[write], env=environment,
@@ -109,7 +131,19 @@ def _listen(
                     failures.append((key.data, said))
     if result is not None and not failures:
         return dict(result)
+    name = stop()
+    if name is not None and _ended_by(signal.Signals[name], ranks, failures):
+        raise _EndedBySignalError(name)
     raise _failure(ranks, failures)
+
+
+def _ended_by(
+    number: signal.Signals, ranks: list[_Rank], failures: list[tuple[int, dict[str, Any]]]
+) -> bool:
+    """Whether the signal itself ended a process; no mistake was found."""
+    if any("error" in said and not said["other"] for _, said in failures):
+        return False
+    return any(process.poll() == -number for process, _ in ranks)
 
 
 def _failure(ranks: list[_Rank], failures: list[tuple[int, dict[str, Any]]]) -> GeoLinkError:
@@ -140,8 +174,15 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _main() -> int:
-    """One of the processes."""
+def run_rank() -> None:
+    """What one of the processes does, with its config and its pipe as arguments."""
+    status = _pretrain()
+    # At once: libraries of devices may hang when they are taken down after a failure.
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _pretrain() -> int:
     from geolink.training.distributed import OtherRankFailed
     from geolink.training.loop import pretrain
 
@@ -171,10 +212,3 @@ def _main() -> int:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    status = _main()
-    # At once: libraries of devices may hang when they are taken down after a failure.
-    sys.stderr.flush()
-    os._exit(status)

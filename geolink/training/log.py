@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geolink.training.board import Board
 from geolink.training.flops import Speed
 from geolink.training.wandb import open_wandb
 from schemas.errors import GeoLinkError
@@ -62,8 +63,6 @@ class Log:
         speed: Speed | None = None,
         keep_batch: Callable[[int, State], Path] | None = None,
     ) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         self.rows = [list(row) for row in rows]
         """Fetched figures of the steps since the last line, by `columns`."""
         self.columns = ("loss", *losses, "grad_norm")
@@ -78,7 +77,7 @@ class Log:
         with _writing(run):
             _cut(self._path, step)
             self._file = self._path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._board = Board(run / "tensorboard", step + 1)
         self._wandb = open_wandb(config)
         self._start = self._since = time.perf_counter()
         self._waited = 0.0
@@ -167,8 +166,7 @@ class Log:
         """Send figures to TensorBoard and Weights & Biases."""
         known = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         with _writing(self._path.parent):
-            for name, value in known.items():
-                self._board.add_scalar(name, value, step)
+            self._board.show(step, known)
         if self._wandb is not None:
             self._wandb.log(known, step=step)
 

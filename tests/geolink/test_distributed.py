@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,28 @@ def test_a_run_on_two_devices_stops_on_all_of_them_and_goes_on_on_one(
     assert [line["step"] for line in read_log(run) if "loss" in line] == list(range(1, 41))
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", -signal.SIGTERM), ("SIGINT", 130)])
+def test_a_run_on_two_devices_that_is_told_to_end_before_its_first_step_ends_as_one_would(
+    name: str, status: int, dataset: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.yaml"
+    run = config(dataset, tmp_path / "run", batch_size=4, epochs=200, devices=2)
+    path.write_text(run.model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "geolink.cli", "pretrain", str(path)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and len(begun_processes(process.pid)) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.Signals[name])
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert "Traceback" not in error
+    assert "memory" not in error
+    assert not checkpoints(tmp_path / "run")
+
+
 def test_a_process_that_is_killed_ends_the_run_in_one_sentence(
     dataset: Path, tmp_path: Path
 ) -> None:
@@ -157,11 +180,11 @@ def test_a_process_that_is_killed_ends_the_run_in_one_sentence(
     assert time.monotonic() - begun < 60
 
 
-def begun_processes() -> list[int]:
-    """Processes of runs that this one has begun."""
+def begun_processes(by: int | None = None) -> list[int]:
+    """Processes of runs that a process (this one) has begun."""
     found = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "geolink.training.launch"],
-        capture_output=True, text=True, check=True,
+        ["pgrep", "-P", str(by or os.getpid()), "-f", "run_rank"],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     return [int(pid) for pid in found.stdout.split()]
 

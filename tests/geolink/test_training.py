@@ -102,7 +102,7 @@ def test_a_run_learns_and_writes_down_what_it_did(unbroken: Path, dataset: Path)
     assert len(meta.mean) == len(meta.std) == len(meta.bands) == 3
     torch.manual_seed(0)
     assert not torch.equal(model.img_norm.weight, GeoLink(TINY).img_norm.weight)
-    assert list((unbroken / "tensorboard").iterdir())
+    assert len(list((unbroken / "tensorboard").iterdir())) == 1
 
 
 def test_the_same_config_gives_the_same_run_to_the_bit(
