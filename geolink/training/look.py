@@ -68,11 +68,11 @@ def _look(t: Training, weights: Any, log: Log, stop: StopRequest) -> float | Non
             log.message(t.step, f"not evaluated after step {t.step}: told to stop by {stop.name}")
         return stop.name is not None
 
-    fit, held_out = (
-        _features(t, _some(dataset, split, t.config), split, model, given_up)
-        for split in ("train", "val")
-    )
-    if fit is None or held_out is None:
+    fit = _features(t, _some(dataset, "train", t.config), "train", model, given_up)
+    if fit is None:
+        return None
+    held_out = _features(t, _some(dataset, "val", t.config), "val", model, given_up)
+    if held_out is None:
         return None
     figure = None
     if len(fit.label) and np.isin(held_out.label, fit.label).any():

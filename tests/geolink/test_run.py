@@ -188,7 +188,7 @@ def test_a_run_told_to_stop_while_it_is_looked_at_stops_then(
         result = pretrain(config(dataset, tmp_path / "run", evaluate_every=6))
     assert (result.step, result.stopped_by) == (6, "SIGTERM")
     log = read_log(tmp_path / "run")
-    assert any("not evaluated after step 6" in line.get("message", "") for line in log)
+    assert sum("not evaluated after step 6" in line.get("message", "") for line in log) == 1
     assert pretrain(config(dataset, tmp_path / "run", evaluate_every=6)).finished
     pretrain(config(dataset, tmp_path / "whole"))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
