@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from geolink.cli.dataset import COMMANDS
+from geolink.cli.doctor import COMMANDS as DOCTOR_COMMANDS
 from geolink.cli.evaluate import evaluate
 from geolink.cli.location import LOCATION
 from geolink.cli.model import COMMANDS as MODEL_COMMANDS
@@ -255,7 +256,9 @@ def schema(what: str, as_json: bool) -> None:
     click.echo(json.dumps(models[what].model_json_schema(), indent=2))
 
 
-for command in (evaluate, *COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS, *USE_COMMANDS):
+for command in (
+    evaluate, *COMMANDS, *MODEL_COMMANDS, *TRAIN_COMMANDS, *USE_COMMANDS, *DOCTOR_COMMANDS,
+):  # fmt: skip
     cli.add_command(command)
 
 
