@@ -26,7 +26,8 @@ from rasterio.transform import from_origin
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._common import best_of, peak_mb, report
-from flows.embed import _of_scene
+from flows.areas import scene_areas
+from flows.embed import BLOCK_PX
 from geolink.embed.area import Area, dataset_areas
 from geolink.embed.models import Embedder, open_embedder
 from geolink.embed.run import embed_areas
@@ -101,7 +102,9 @@ def growth_mb(run: Path, folder: Path, side: int) -> float:
 
     def embed(name: str, pixels: int) -> None:
         scene = look(make_scene(folder / f"{name}.tif", pixels))
-        embedder, areas = open_embedder(run, "image", _of_scene(scene, ()), None, device=CPU)
+        embedder, areas = open_embedder(
+            run, "image", scene_areas(scene, (), BLOCK_PX), None, device=CPU
+        )
         encoder = embedder.encoder
         nothing = torch.zeros(1, encoder.widths[0], encoder.grid, encoder.grid)
         idle = replace(
@@ -146,7 +149,9 @@ def main() -> None:
             f"dataset, {inputs}": compare(run, inputs, areas, dataset, folder / "e")
             for inputs in both
         }
-        figures["GeoTIFF"] = compare(run, "image", _of_scene(scene, ()), None, folder / "s")
+        figures["GeoTIFF"] = compare(
+            run, "image", scene_areas(scene, (), BLOCK_PX), None, folder / "s"
+        )
     goals = {name: figure["share"] >= GOAL for name, figure in figures.items()}
     report({"throughput": figures, "memory_growth_mb": grown, "goals_met": goals})
 

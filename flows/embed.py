@@ -1,38 +1,31 @@
 """Embeddings and maps of a dataset, or of one big image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 import zarr
-from numpy.typing import NDArray
 
+from flows.areas import scene_areas
 from geolink.device import pick_device
-from geolink.embed.area import Area, cut_blocks, dataset_areas
+from geolink.embed.area import Area, dataset_areas
 from geolink.embed.colours import PALETTE, Colours, fit_colours, paint, sample_patches
 from geolink.embed.models import open_embedder
 from geolink.embed.run import ZARR, Embedded, Progress, embed_areas
 from geolink.embed.store import Kept
 from geolink.embed.windows import Lattice
 from geolink.reader import Dataset, open_dataset
-from geolink.tasks.adapt import wavelength_nm
-from geolink.tasks.contracts import Imagery
 from pipelines.maps import write_map
-from pipelines.pixels import Scene, look, read_window
-from schemas.cf import grid_mapping, is_utm
-from schemas.errors import GeoLinkError
+from pipelines.pixels import look
 from schemas.evaluation import Inputs
 from schemas.storage import Location
 
 BLOCK_PX = 2048
 """Side of a block of a file of pixels."""
-_MISSING = -9999
-"""Stands for not-a-number in pixels of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +82,7 @@ def embed(
     dataset: Dataset | None = None
     if isinstance(source, Path) and source.is_file():
         scene = look(source)
-        areas = _of_scene(scene, bands)
+        areas = scene_areas(scene, bands, BLOCK_PX)
         made_from: dict[str, Any] = {"source": source.name, "source_key": scene.key}
     else:
         dataset = open_dataset(source, snapshot)
@@ -112,44 +105,6 @@ def embed(
     colours = fit_colours(sample_patches(root, found, "patch", seed), clusters, seed)
     maps = [path for area in found for path in _draw(root, area, colours, folder, embedder.patch)]
     return Maps(embedded, maps, colours.explained)
-
-
-def _of_scene(scene: Scene, bands: Sequence[str]) -> Callable[[int], list[Area]]:
-    """A raster file as an area, from the side of a patch."""
-    count = scene.shape[0]
-    names = tuple(bands) or scene.bands or (("red", "green", "blue") if count == 3 else ())
-    if len(names) != count:
-        told = f"{len(names)} are named" if names else "none are named"
-        raise GeoLinkError(
-            f"{scene.path} has {count} bands, and {told}: name them in their order (--bands)"
-        )
-    whole = scene.dtype == "float32"
-    nodata = scene.nodata if scene.nodata is not None else (_MISSING if whole else -1)
-    imagery = Imagery(
-        names, scene.wavelength_nm or tuple(wavelength_nm(b) for b in names), scene.dtype, nodata,
-        (scene.shape[1], scene.shape[2]), scene.gsd_m,
-    )  # fmt: skip
-    if scene.epsg is not None and is_utm(scene.epsg):
-        mapping = grid_mapping(scene.epsg)
-    else:
-        plain = {"crs_wkt": scene.crs_wkt, "spatial_ref": scene.crs_wkt}
-        degrees = scene.crs_wkt.startswith("GEOG")
-        mapping = plain | ({"grid_mapping_name": "latitude_longitude"} if degrees else {})
-
-    def read(y: int, x: int, height: int, width: int) -> NDArray[Any]:
-        image = read_window(scene, y, x, height, width)
-        return np.where(np.isnan(image), np.float32(nodata), image) if whole else image
-
-    def areas(patch: int) -> list[Area]:
-        a, _, west, _, e, north = scene.transform
-        shape = (scene.shape[1], scene.shape[2])
-        side = max(1, BLOCK_PX // patch)
-        return [
-            Area("raster", mapping, west, north, (a, -e), shape, patch, imagery,
-                 cut_blocks(shape, patch, side), side, read)
-        ]  # fmt: skip
-
-    return areas
 
 
 def _draw(root: zarr.Group, area: Area, colours: Colours, folder: Path, patch: int) -> list[Path]:

@@ -1,7 +1,7 @@
 """Maps written block by block: a Cloud Optimized GeoTIFF, and a PNG to look at."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -37,6 +37,7 @@ def write_map(
     colours: Mapping[int, tuple[int, int, int]] | None = None,
     names: tuple[str, ...] = (),
     tags: Mapping[str, str] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> Iterator[Put]:
     """A map at `path` (.tif), finished, with a PNG beside it, when the context ends.
 
@@ -53,6 +54,7 @@ def write_map(
         colours: of the values of one band, which are categories then.
         names: of the bands.
         tags: of the file.
+        scale: factor and offset that stored values stand for others by.
 
     Raises GeoLinkError if it cannot be written.
     """
@@ -74,6 +76,8 @@ def write_map(
                 if names:
                     file.descriptions = names
                 file.update_tags(**(tags or {}))
+                if scale is not None:
+                    file.scales, file.offsets = [(v,) * bands for v in scale]
                 if colours is not None:
                     file.write_colormap(1, {k: (*v, 255) for k, v in colours.items()})
 
@@ -121,3 +125,28 @@ def _picture(cog: Path, png: Path, colours: Mapping[int, tuple[int, int, int]] |
     picture = np.dstack([rgb, np.where(there, 255, 0).astype(np.uint8)])
     times = max(1, _LEAST // longer)
     Image.fromarray(picture.repeat(times, 0).repeat(times, 1)).save(png)
+
+
+def add_legend(
+    picture: Path, out: Path, entries: Sequence[tuple[tuple[int, int, int], str]]
+) -> None:
+    """A picture on white with a legend at its right: colours and what they mean.
+
+    Raises GeoLinkError if it cannot be written.
+    """
+    font, line, gap = ImageFont.load_default(18), 28, 16
+    wide = max((font.getlength(text) for _, text in entries), default=0)
+    with Image.open(picture) as drawn:
+        height = max(drawn.height, len(entries) * line) + 2 * gap
+        page = Image.new("RGB", (drawn.width + int(wide) + 4 * gap + line, height), "white")
+        page.paste(drawn, (gap, gap), drawn if drawn.mode == "RGBA" else None)
+        left = drawn.width + 2 * gap
+    pen = ImageDraw.Draw(page)
+    for n, (colour, text) in enumerate(entries):
+        top = gap + n * line
+        pen.rectangle((left, top, left + 20, top + 20), fill=colour, outline="black")
+        pen.text((left + line + 2, top), text, fill="black", font=font)
+    try:
+        page.save(out)
+    except OSError as error:
+        raise GeoLinkError(f"cannot write {out}: {error}") from error

@@ -1,4 +1,4 @@
-"""Commands that use a checkpoint on places, and make data for it: embed, search, pair."""
+"""Commands that use a checkpoint on places, and make data for it: embed, search, predict, pair."""
 
 import dataclasses
 import sys
@@ -198,7 +198,58 @@ def pair(
         click.secho(f"left out {name}: {why}", fg="yellow", err=True)
 
 
-COMMANDS = (embed, search, pair)
+@click.command(short_help="Map a region by a model that evaluate trained.")
+@click.argument("model", type=_FILE)
+@click.argument("source", type=LOCATION)
+@click.option("--out", type=_FILE, help="Folder of the maps; default: predict-NAME in MODEL.")
+@click.option("--snapshot", type=int, help="Of a dataset; default: the latest.")
+@click.option("--bands", help="Names of a file's bands, with commas, where it does not say.")
+@click.option("--checkpoint", help="Where the model's checkpoint lies, if it was moved.")
+@click.option("--batch-size", default=32, show_default=True, help="Windows seen at once.")
+@_ACCELERATOR
+@_JSON
+def predict(
+    model: Path, source: Path | str, out: Path | None, snapshot: int | None, bands: str | None,
+    checkpoint: str | None, batch_size: int, accelerator: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Map SOURCE, a georeferenced image of any size or a dataset, by the model in MODEL.
+
+    MODEL is the folder of `geolink evaluate segmentation --output MODEL`, or of finetune, zones,
+    villages. Writes `classes.tif`, `probability.tif`, `polygons.parquet`, `map.png` and
+    `predict.json`. A model of image+osm takes a dataset, whose chips have objects. Safe to
+    interrupt and to run again.
+    """
+    from flows.predict import predict as run
+    from geolink.cli import output
+
+    folder = out or model / f"predict-{Path(str(source)).stem}"
+    with _progress("predicting", "block", quiet=as_json) as progress:
+        done = run(
+            model, source, folder, snapshot=snapshot,
+            bands=tuple(bands.split(",")) if bands else (), checkpoint=checkpoint,
+            batch_size=batch_size, accelerator=accelerator, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        output.print_json(done)
+        return
+    for name, area in done["areas"].items():
+        cells = sum(area["cells"].values())
+        output.table(
+            {
+                "area": name,
+                **{
+                    of: f"{area['area_m2'][of] / 1e4:,.2f} ha, {area['cells'][of] / cells:.1%}"
+                    for of in done["classes"]
+                },
+                "no data": f"{area['cells']['no data'] / cells:.1%}",
+                "polygons": area["polygons"],
+                "files": ", ".join(str(folder / file) for file in area["files"]),
+            },
+            as_json=False,
+        )
+
+
+COMMANDS = (embed, search, predict, pair)
 
 
 @contextmanager

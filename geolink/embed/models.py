@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geolink.embed.area import Area, Block, chip_places
 from geolink.embed.store import Kind
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.reader import Dataset, tag_table
 from geolink.stream import read_chips
 from geolink.tasks.contracts import Encoder, Part, TaskBatch, TaskData
@@ -73,7 +73,7 @@ def open_embedder(
             "inputs are image, or image+osm of a dataset: a file of pixels has no objects"
         )
     # Patches of one pixel divide every chip: of these areas, only some pixels are read.
-    data = _as_data(areas(1), dataset if inputs != "image" else None)
+    data = as_data(areas(1), dataset if inputs != "image" else None)
     encoder = open_encoder(checkpoint, inputs, data, device=device, normalise=normalise)
     patch = encoder.size // encoder.grid
     found = list(areas(patch))
@@ -104,7 +104,7 @@ def _osm_kinds(encoder: Encoder, dataset: Dataset, patch: int) -> list[Kind]:
     ]
 
 
-def _as_data(areas: Sequence[Area], dataset: Dataset | None) -> TaskData:
+def as_data(areas: Sequence[Area], dataset: Dataset | None) -> TaskData:
     """Some windows as images without labels, for the checks of bands and values."""
     blocks = [(area, block) for area in areas for block in area.blocks]
     at = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), _LOOKED_AT)).round())
@@ -155,7 +155,7 @@ def embed_chips(
     each = area.chip // area.patch
     n = block.rows // each
     by_chip = tokens.reshape(n, each, n, each, -1).swapaxes(1, 2)
-    corner = _corner(area, block, n)
+    corner = shard_corner(block, n)
     kinds = {kind.name: kind for kind in embedder.kinds}
     model, device = embedder.encoder.module, embedder.device
     there = np.zeros((n, n), bool)
@@ -183,8 +183,8 @@ def embed_chips(
     return {name: whole[name] for name in kinds if name in whole}
 
 
-def _corner(area: Area, block: Block, n: int) -> tuple[int, int]:
-    """Column and row (of the zone's grid) that a shard's chips are counted from."""
+def shard_corner(block: Block, n: int) -> tuple[int, int]:
+    """Column and row (of the zone's grid) that a shard's chips, `n` a side, are counted from."""
     assert block.shard is not None
     _, column, row = (int(v) for v in block.shard.shard.split("-"))
     return column * n, (row + 1) * n

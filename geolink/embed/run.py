@@ -72,13 +72,13 @@ def embed_areas(
         **made_from, "encoder": encoder.name, "encoder_key": encoder.key, "kept_as": kept,
         "grid": lattice.grid, "overlap": lattice.overlap, "patch_px": embedder.patch,
     }  # fmt: skip
-    _claim(folder, about)
+    claim(folder, CLAIM, about, "embeddings")
     create(folder / ZARR, areas, list(embedder.kinds), kept, about)
     root = zarr.open_group(str(folder / ZARR), mode="r+")
     marks = LocalStorage(folder / DONE)
     todo = [(a, b) for a in areas for b in a.blocks if not marks.exists(_mark(a, b))]
     total = sum(len(area.blocks) for area in areas)
-    for n, (area, block, pixels) in enumerate(_ahead(todo, lattice), start=1):
+    for n, (area, block, pixels) in enumerate(read_ahead(todo, lattice), start=1):
         group = root[area.name]
         assert isinstance(group, zarr.Group)
         errors = _embed(embedder, area, block, pixels, dataset, lattice, group)
@@ -113,7 +113,7 @@ def _embed(
     return errors
 
 
-def _ahead(
+def read_ahead(
     todo: list[tuple[Area, Block]], lattice: Lattice
 ) -> Iterator[tuple[Area, Block, Pixels]]:
     """Blocks with their pixels, which are read while the one before is at work."""
@@ -144,20 +144,23 @@ def _mark(area: Area, block: Block) -> str:
     return f"{area.name}/{block.name}.json"
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Say in `embed.json` what the folder holds. Raises GeoLinkError if it holds something else."""
+def claim(folder: Path, name: str, about: dict[str, Any], what: str) -> None:
+    """Say in the file `name` of a folder what it holds.
+
+    what: that, as a word. Raises GeoLinkError if it holds something else.
+    """
     files = LocalStorage(folder)
     plain = json.loads(json.dumps(about))
     with writing(folder):
-        if files.exists(CLAIM):
-            there = json.loads(files.read(CLAIM))
+        if files.exists(name):
+            there = json.loads(files.read(name))
             other = [k for k in plain if there.get(k) != plain[k]]
             if other:
                 raise GeoLinkError(
-                    f"{folder} holds other embeddings ({other[0]} is {there.get(other[0])!r} "
+                    f"{folder} holds other {what} ({other[0]} is {there.get(other[0])!r} "
                     f"there, and {plain[other[0]]!r} now): choose a new folder"
                 )
             return
         if folder.is_dir() and any(folder.iterdir()):
-            raise GeoLinkError(f"{folder} is not empty and holds no embeddings: choose a new one")
-        files.write(CLAIM, (json.dumps(plain, indent=2) + "\n").encode())
+            raise GeoLinkError(f"{folder} is not empty and holds no {what}: choose a new one")
+        files.write(name, (json.dumps(plain, indent=2) + "\n").encode())

@@ -23,6 +23,9 @@ from torch import Tensor
 from geolink.embed.area import Area, Block
 from schemas.errors import GeoLinkError
 
+_LEAST = 1e-4
+"""Weight of the margin."""
+
 Tokens = Callable[[Tensor], Tensor]
 """Stored images [B, band, y, x] on the device -> patch tokens float32 [B, grid**2, C]."""
 
@@ -37,6 +40,8 @@ class Lattice:
     """Patches that neighbouring windows share."""
     batch_size: int
     """Windows encoded at once."""
+    margin: int = 0
+    """Outermost patches of a window that count only where no other window has them."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= self.grid // 2:
@@ -60,10 +65,12 @@ class Lattice:
         return range(low, min((last - 1) // self.stride, most) + 1)
 
     def weights(self) -> NDArray[np.float32]:
-        """[grid**2] of the tokens of a window; those of overlapping windows add up to 1."""
+        """[grid**2] of the tokens of a window; those of overlapping windows add up to 1, but for
+        the margin's."""
         at = np.arange(self.grid) + 0.5
-        edge = np.minimum(at, self.grid - at)
-        ramp = np.minimum(edge / self.overlap, 1.0) if self.overlap else np.ones(self.grid)
+        edge = np.minimum(at, self.grid - at) - self.margin
+        fade = self.overlap - 2 * self.margin
+        ramp = np.clip(edge / fade, _LEAST, 1.0) if fade else np.ones(self.grid)
         return np.outer(ramp, ramp).astype(np.float32).ravel()
 
 
