@@ -15,7 +15,14 @@ from schemas.docs import PAGES
 from schemas.training import Fix, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("README.md", "docs/build.md", "docs/train.md", "docs/model.md", "docs/evidence.md")
+GUIDES = (
+    "README.md",
+    "docs/build.md",
+    "docs/train.md",
+    "docs/model.md",
+    "docs/evidence.md",
+    "docs/operate.md",
+)
 
 
 @pytest.mark.parametrize("name", PAGES)
