@@ -56,3 +56,15 @@ def test_the_evidence_is_written_into_its_page_from_runs_and_evaluations_in_smal
     assert "old" not in page
     assert f"{lead['measures']['accuracy']['points']:+.1f}" in page
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_maps_runs_in_small() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "predict.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), "--side", "64"],
+        capture_output=True, text=True, check=True, cwd=script.parents[1],
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["throughput"]["windows"] == 1
+    assert found["throughput"]["pixels_per_s"] > 0
