@@ -21,6 +21,8 @@ import yaml
 from numpy.typing import NDArray
 
 from geolink.reader import Dataset, open_dataset, read_shard
+from geolink.tasks.contracts import Masks
+from geolink.tasks.dense import mask_confusion
 from pipelines.build import build_dataset
 from pipelines.snapshot import publish
 from pipelines.store import prepare_dataset, write_shard
@@ -123,6 +125,24 @@ def blocks(data: Data) -> dict[str, str]:
         for row in dataset.rows
         for chip in read_shard(dataset, row, ("chip_id",))["chip_id"]
     }
+
+
+def map_masks(data: Data) -> Masks:
+    """The map's own pixel labels as a segmentation of the test chips, nothing learnt; the last
+    class is none: where the map says nothing, which is never right."""
+    mapped, labelled = open_dataset(data.map), open_dataset(data.labelled)
+    truth = {row.shard: row for row in labelled.rows}
+    classes = len(mapped.info.taxonomy.names) + 1
+    ids, counts = [], []
+    for row in mapped.split_rows("test"):
+        said = read_shard(mapped, row, ("chip_id", "label_pixel"))
+        there = read_shard(labelled, truth[row.shard], ("label_pixel",))["label_pixel"]
+        names = np.array([printed_chip(chip) for chip in said["chip_id"]])
+        guess = np.where(said["label_pixel"] == 0, classes - 1, said["label_pixel"] - 1)
+        # 0 is no statement of the truth, and wraps to what is not scored.
+        counts.append(mask_confusion(there - np.uint8(1), guess.astype(np.uint8), classes, names))
+        ids.append(names)
+    return Masks(np.concatenate(ids), np.concatenate(counts), np.zeros((1, 3)))
 
 
 def _build(

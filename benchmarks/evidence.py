@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import yaml
 from _common import report
-from _evidence_data import Data, Size, blocks, make_data
+from _evidence_data import Data, Size, blocks, make_data, map_masks
 from _evidence_report import Result, summarise, write_docs
 
 from geolink.tasks.evaluate import evaluate
@@ -52,6 +52,9 @@ TASKS = ("knn", "linear", "zones", "finetune", "segmentation")
 FROZEN = ("knn", "linear")
 SHARES = (0.1, 1.0)
 """Of the labels."""
+ON_FEATURES = "baselines"
+"""In the place of inputs: what zones are told by without training an encoder, by a linear probe."""
+BASELINES = ("random", "bands", "osm", "majority")
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ def run(plan: Plan, workers: int, minutes: float, docs: Path) -> dict[str, Any]:
         [Result(j.model, j.seed, j.task, j.inputs, j.shares, results_of(plan, j))
          for j in finished],
         {j.name: json.loads(marker_of(plan, j).read_text()) for j in (*runs, *finished)},
-        blocks(data), plan.seeds, plan.resamples,
+        blocks(data), map_masks(data) if "segmentation" in plan.tasks else None, SHARES,
+        plan.seeds, plan.resamples,
     )  # fmt: skip
     result["evaluations"] = {"done": len(finished), "left": len(jobs) - len(finished)}
     write_docs(result, docs)
@@ -154,6 +158,8 @@ def evaluations(plan: Plan) -> list[Job]:
     """Of every model and seed by every task, with every input that both have; a job for each share
     where a task trains by steps. What is dear and tells least comes last, seeds stay together."""
     first, last = [], []
+    if "zones" in plan.tasks:
+        first += [Job("image-only", s, "zones", ON_FEATURES) for s in range(plan.seeds)]
     for task in plan.tasks:
         for shares in [SHARES] if task in FROZEN else [(share,) for share in reversed(SHARES)]:
             for inputs in INPUTS:
@@ -238,8 +244,10 @@ def evaluate_once(plan: Plan, data: Data, job: Job) -> None:
         "accelerator": "cpu", "bootstrap": 100, "baselines": [],
     }  # fmt: skip
     if job.task in FROZEN and (job.model, job.inputs) == ("image-only", "image"):
-        values["baselines"] = ["random", "bands", "osm", "majority"]
-    if job.task not in FROZEN:
+        values["baselines"] = list(BASELINES)
+    if job.inputs == ON_FEATURES:
+        values |= {"task": "linear", "inputs": "image", "baselines": list(BASELINES)}
+    elif job.task not in FROZEN:
         epochs = (plan.mask_epochs if masks else plan.task_epochs)[SHARES.index(job.shares[0])]
         values["training"] = {"epochs": epochs, "batch_size": 32, "head": "linear"}
     done(

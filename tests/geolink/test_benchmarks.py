@@ -39,6 +39,7 @@ def test_the_evidence_is_written_into_its_page_from_runs_and_evaluations_in_smal
     assert found["evaluations"] == {"done": 12, "left": 0}
     assert {(s["model"], s["inputs"]) for s in found["scores"] if s["task"] == "segmentation"} == {
         ("image-only", "image"), ("geolink2", "image"), ("geolink2", "image+osm"),
+        ("the map as it is", "osm"),
     }  # fmt: skip
     few, many = found["labels"]["0.1"], found["labels"]["1.0"]
     assert 0 < few < many
