@@ -110,7 +110,7 @@ def main() -> None:
     docs = Path(__file__).parents[1] / "docs"
     if options.smoke:
         with tempfile.TemporaryDirectory() as scratch:
-            report(run(small(Path(scratch)), 1, 90.0, options.docs or Path(scratch)))
+            report(run(small(Path(scratch)), options.workers, 90.0, options.docs or Path(scratch)))
         return
     plan = Plan(
         options.folder.resolve(), Size(world_km=9.6, aerial_km=6.144),
