@@ -50,15 +50,14 @@ SIZES = {
 }  # fmt: skip
 # The paper's contrast weight of 0.01 is meant for 1.27 M pairs; here it has a few thousand.
 PAIRS = {"contrast_weight": 1.0, "consistency_weight": 0.01}
-ONLY = {"dense_weight": 0.0, "object_weight": 0.0, "patch_object_weight": 0.0, "sigmoid": False}
 MAIN: dict[str, dict[str, Any]] = {
     "image-only": {
         "variant": "geolink2", "contrast_weight": 0.0, "consistency_weight": 0.0,
-        "geolink2": {**ONLY, "registers": 0},
+        "geolink2": {"dense_weight": 0.0, "registers": 0},
     },
     "paper, contrast 0.01": {"variant": "paper", **PAIRS, "contrast_weight": 0.01},
     "paper": {"variant": "paper", **PAIRS},
-    "geolink2": {"variant": "geolink2", **PAIRS, "geolink2": ONLY},
+    "geolink2": {"variant": "geolink2", **PAIRS, "geolink2": {"dense_weight": 0.0}},
 }  # fmt: skip
 MINUS: dict[str, dict[str, Any]] = {
     "relations": {"relations": False},
@@ -67,13 +66,7 @@ MINUS: dict[str, dict[str, Any]] = {
     "centred positions": {"centred_positions": False},
     "registers": {"registers": 0},
 }
-PLUS: dict[str, dict[str, Any]] = {
-    "sigmoid contrast": {"sigmoid": True},
-    "dense classes": {"dense_weight": 0.1},
-    "object classes": {"object_weight": 0.1},
-    "patch-object contrast": {"patch_object_weight": 0.1},
-    "guided masking": {"guided_masking": 0.5},
-}
+PLUS: dict[str, dict[str, Any]] = {"classes of patches": {"dense_weight": 0.1}}
 SCORES = ("knn", "linear", "patches", "errors")
 CHIPS, PATCH_CHIPS, K = 500, 100, 10
 """Labelled chips that the probes of chips and of patches are fitted on; neighbours."""

@@ -121,8 +121,11 @@ def image_only(model: GeoLink, images: Tensor) -> Tensor:
     patches = model._patches(images)
     noise = torch.rand(patches.shape[:2], device=images.device)
     visible, restore, masked = mask_patches(noise, model.config.mask_ratio)
-    tokens = model._encode_patches(patches, visible)[-1]
-    return reconstruction_loss(model._decode(tokens, restore), patches, masked)
+    tokens = model._encode(patches, visible)[-1]
+    prediction = model._decode(
+        tokens, restore, model.rec_img_pos_embed, model.img_cross_modal_decoder
+    )
+    return reconstruction_loss(prediction, patches, masked)
 
 
 def whole_step(timer: Timer, vit: str, chips: int, compiled: bool) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from geolink.models.build import PretrainModel, make_model
+from geolink.models.base import PretrainModel
+from geolink.models.build import make_model
 from schemas.errors import GeoLinkError
 from schemas.licences import Licence
 from schemas.storage_local import flush

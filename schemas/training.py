@@ -31,15 +31,6 @@ class Geolink2Config(Config):
     dense_weight: Annotated[
         float, Field(ge=0, description="Weight of the classes that cover each visible patch.")
     ] = 0.1
-    object_weight: Annotated[
-        float, Field(ge=0, description="Weight of the class of each object, from its patches.")
-    ] = 0.1
-    patch_object_weight: Annotated[
-        float, Field(ge=0, description="Weight of the contrast of patches with their objects.")
-    ] = 0.1
-    sigmoid: Annotated[
-        bool, Field(description="The contrast judges every pair alone, so needs no large batch.")
-    ] = True
     relations: Annotated[
         bool, Field(description="Attention between objects knows their spatial relation.")
     ] = True
@@ -53,10 +44,6 @@ class Geolink2Config(Config):
         bool, Field(description="Objects are placed on the patch lattice without the half patch.")
     ] = True
     registers: Annotated[int, Field(ge=0, description="Register tokens of the image encoder.")] = 4
-    guided_masking: Annotated[
-        float,
-        Field(ge=0, le=1, description="How much rather patches are hidden that OSM explains."),
-    ] = 0.0
 
 
 class ModelConfig(Config):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from geolink.checkpoint import CheckpointMeta, checkpoint_folder, load_model, readable_alike
 from geolink.export.card import model_card, read_results
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from schemas.errors import GeoLinkError
 from schemas.training import VIT_SIZES, ModelConfig
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from geolink.models.base import PretrainModel
 from geolink.models.geolink2 import GeoLink2
 from geolink.models.paper import GeoLink
 from schemas.training import ModelConfig
-
-PretrainModel = GeoLink | GeoLink2
-"""What is trained, saved and evaluated: any model that `make_model` makes."""
 
 
 def make_model(config: ModelConfig, tag_table: Tensor | None = None) -> PretrainModel:

@@ -105,3 +105,11 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Rows of each sequence: [B, L, C], int64 [B, K] -> [B, K, C]."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]`; where there are no values at all (a batch without any node), zeros."""
+    if len(values):
+        return values[index]
+    # The empty sum keeps the gradient's graph whole, so that no parameter is left without one.
+    return values.sum(0, dtype=values.dtype).expand(*index.shape, *values.shape[1:])

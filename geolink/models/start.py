@@ -14,7 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from geolink.checkpoint import load_model
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.models.ops import grid_sincos
 from geolink.models.paper import GeoLink
 from geolink.models.published import (

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from geolink.graph import GraphBatch
 from geolink.models.losses import weighted_mean
-from geolink.models.ranks import gather, rank
 from schemas.layout import Kind
 
 
@@ -64,58 +63,3 @@ def dense_loss(logit: Tensor, covered: Tensor, weight: Tensor | None) -> Tensor:
     ).sum(-1)  # fmt: skip
     stated = covered.sum(-1).clamp(max=1.0).float()
     return weighted_mean(loss, stated if weight is None else stated * weight[:, None])
-
-
-def class_loss(logit: Tensor, osm_class: Tensor, seen: Tensor, weight: Tensor | None) -> Tensor:
-    """Cross-entropy [B, K, C] of the classes (int [B, K], 0: none) of the objects seen (bool)."""
-    target = (osm_class.long() - 1).clamp(min=0)
-    loss = F.cross_entropy(logit.float().transpose(1, 2), target, reduction="none")
-    counted = (seen & (osm_class > 0)).float()
-    return weighted_mean(loss, counted if weight is None else counted * weight[:, None])
-
-
-def patch_object_loss(
-    patch: Tensor, node: Tensor, osm_class: Tensor, kept: Tensor, temperature: float
-) -> Tensor:
-    """InfoNCE both ways between S patches and an object each: projections [S, d].
-
-    Pairs that are not kept (bool [S]) count for nothing. Objects of one class are no negatives of
-    one another: most of them look alike.
-    """
-    patch, node = F.normalize(patch.float(), dim=-1), F.normalize(node.float(), dim=-1)
-    with torch.autocast(patch.device.type, enabled=False):
-        logit = patch @ node.t() / temperature
-    same = osm_class[:, None] == osm_class
-    itself = torch.eye(len(patch), dtype=torch.bool, device=patch.device)
-    out = ~kept[:, None] | ~kept | (same & ~itself)
-    logit = logit.masked_fill(out, -1e9)
-    loss = -(logit.log_softmax(1).diagonal() + logit.log_softmax(0).diagonal()) / 2
-    return weighted_mean(torch.where(kept, loss, 0.0), kept.float())
-
-
-def sigmoid_loss(
-    image: Tensor,
-    region: Tensor,
-    log_scale: Tensor,
-    bias: Tensor,
-    has_region: Tensor,
-    weight: Tensor | None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Each pair of image and region [B, d] judged alone: match or not (Zhai et al. 2023, eq. 1).
-
-    Chips without a region are left out, and pairs in `out` (bool [B, chips of all ranks]).
-    """
-    image, region = F.normalize(image.float(), dim=-1), F.normalize(region.float(), dim=-1)
-    regions, some = gather(region), gather(has_region)
-    with torch.autocast(image.device.type, enabled=False):
-        logit = image @ regions.t() * log_scale.exp() + bias
-    itself = torch.arange(len(image), device=image.device) + rank() * len(image)
-    match = itself[:, None] == torch.arange(len(regions), device=image.device)
-    loss = -F.logsigmoid(torch.where(match, logit, -logit))
-    left_out = ~(has_region[:, None] & some)
-    if out is not None:
-        left_out = left_out | out
-    loss = loss.masked_fill(left_out, 0.0).sum(1)
-    counted = has_region.float()
-    return weighted_mean(loss, counted if weight is None else counted * weight)

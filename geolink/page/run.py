@@ -44,8 +44,6 @@ _ABOUT_LOSSES = {
     "contrast": "Each chip's image told its own OpenStreetMap from others'.",
     "consistency": "Hidden tags of objects, from image and map.",
     "dense": "Classes that cover each visible patch.",
-    "objects": "The class of each object, from its patches.",
-    "patch_object": "Each patch told its own objects from others'.",
 }
 
 

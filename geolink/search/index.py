@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geolink.device import pick_device
-from geolink.models.build import PretrainModel
-from geolink.models.paper import GeoLink
+from geolink.models.base import PretrainModel
 from geolink.reader import Dataset, tag_table
 from geolink.stream import read_chips
 from geolink.tasks.baselines import band_features
@@ -84,18 +83,12 @@ def open_aligned(
 
 def project_images(model: PretrainModel, images: Tensor) -> Tensor:
     """Unit projections [B, P] of prepared images."""
-    embedded = model.embed_image(images)
-    layer = model.img_consistency_prj if isinstance(model, GeoLink) else model.img_projection
-    return F.normalize(layer(embedded).float(), dim=1)
+    return F.normalize(model.projections[0](model.embed_image(images)).float(), dim=1)
 
 
 def project_regions(model: PretrainModel, graph: Any) -> Tensor:
     """Unit projections [B, P] of the OSM of chips."""
-    region = model.encode_region(graph)
-    layer = (
-        model.osm_graph_consistency_prj if isinstance(model, GeoLink) else model.region_projection
-    )
-    return F.normalize(layer(region).float(), dim=1)
+    return F.normalize(model.projections[1](model.encode_region(graph)).float(), dim=1)
 
 
 def make_index(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from geolink.graph import GraphBatch, pack
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.reader import Dataset
 from geolink.search.index import Index, project_regions
 from schemas.dataset import SnapshotRow, read_arrays, vocabulary_name

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.search.index import Index
 from geolink.search.query import Tags, project_tags
 from schemas.errors import GeoLinkError

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.reader import open_dataset
 from geolink.search.index import Progress, make_index, open_aligned
 from geolink.search.query import chip_at, find_tags

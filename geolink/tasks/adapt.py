@@ -12,7 +12,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from geolink.device import normalise
-from geolink.models.build import PretrainModel, make_model
+from geolink.models.base import PretrainModel
+from geolink.models.build import make_model
 from geolink.tasks.contracts import Imagery, TaskData
 from schemas.errors import GeoLinkError
 from schemas.sensor import SENSORS
@@ -133,8 +134,9 @@ def band_values(
 
 
 def check_values(
-    data: TaskData, index: Sequence[int], mean: Sequence[float], std: Sequence[float], who: str
-) -> None:
+    data: TaskData, index: Sequence[int], mean: Sequence[float], std: Sequence[float], who: str,
+    remedy: str = "use `normalise: data` to scale them by the training images",
+) -> None:  # fmt: skip
     """Raises GeoLinkError if pixels are of another scale than those that a checkpoint learnt from:
     8 bits against 16, reflectance against digital numbers."""
     found, spread = band_values(data, index, most=_LOOKED_AT)
@@ -147,8 +149,7 @@ def check_values(
         raise GeoLinkError(
             f"the values of band {data.imagery.bands[index[n]]} of {data.name} (mean "
             f"{found[n]:.4g}, deviation {spread[n]:.3g}) are not on the scale that {who} learnt "
-            f"from (mean {mean[n]:.4g}, deviation {std[n]:.3g}): use `normalise: data` to scale "
-            "them by the training images"
+            f"from (mean {mean[n]:.4g}, deviation {std[n]:.3g}): {remedy}"
         )
 
 

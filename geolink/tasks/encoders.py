@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from geolink.checkpoint import load_model
 from geolink.graph import GraphBatch
-from geolink.models.build import PretrainModel, make_model
+from geolink.models.base import PretrainModel
+from geolink.models.build import make_model
 from geolink.models.geolink2 import GeoLink2
 from geolink.models.published import infer_config, load_published, read_published
 from geolink.tasks.adapt import at_size, band_values, check_values, match_bands, preparer

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from geolink.graph import GraphBatch
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 
 # Dense peaks of NVIDIA's data sheets in TFLOP/s: bfloat16 or float16, TF32, float32. The first
 # name that is part of the device's counts.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from geolink.checkpoint import CheckpointMeta
 from geolink.device import normalise
 from geolink.graph import KINDS
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.models.fusion import Attention
 from geolink.models.guided import CrossAttention
 from geolink.models.masking import node_slots

@@ -30,7 +30,8 @@ from geolink.checkpoint import (
     read_trainer,
     step_of,
 )
-from geolink.models.build import PretrainModel, make_model
+from geolink.models.base import PretrainModel
+from geolink.models.build import make_model
 from geolink.reader import Dataset, band_statistics
 from geolink.stream import MixedStream, ShardStream
 from geolink.training.average import begin_average

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from geolink.checkpoint import CheckpointMeta, load_model
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.models.start import start_from
 from geolink.reader import Dataset
 from schemas.errors import GeoLinkError

@@ -15,7 +15,7 @@ from pyproj import Transformer
 from sklearn.metrics import average_precision_score
 
 from geolink.cli import main
-from geolink.models.build import PretrainModel
+from geolink.models.base import PretrainModel
 from geolink.reader import open_dataset, read_shard
 from geolink.search.index import Index, make_index, open_aligned
 from geolink.search.query import chip_at, find_tags, project_tags

@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from geolink.checkpoint import CheckpointMeta, model_tensors, save_checkpoint
 from geolink.models import GeoLink, ModelConfig
-from geolink.models.build import PretrainModel, make_model
+from geolink.models.base import PretrainModel
+from geolink.models.build import make_model
 from geolink.models.ops import grid_sincos
 from geolink.models.start import start_from
 from schemas.errors import GeoLinkError
