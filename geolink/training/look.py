@@ -16,7 +16,8 @@ import torch
 
 from geolink.checkpoint import model_tensors
 from geolink.device import normalise
-from geolink.models.build import PretrainModel, make_model
+from geolink.models.base import PretrainModel
+from geolink.models.build import make_model
 from geolink.page.run import PICTURES
 from geolink.reader import Dataset, open_dataset, read_shard, tag_rows, tag_table
 from geolink.stream import read_chips

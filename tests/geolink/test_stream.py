@@ -356,7 +356,8 @@ stream = ShardStream(open_dataset(Path(sys.argv[1])), split="train", batch_size=
 batches = iter(stream)
 next(batches)
 if sys.argv[2] == "interrupt":
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    # An interrupt that comes while Python cleans up is lost: then another comes.
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 5)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     while True:
         for batch in stream:
